@@ -1,0 +1,1 @@
+"""Recipes in, a fair measured comparison out."""

@@ -1,0 +1,1 @@
+"""A weight in, its change out."""

@@ -1,0 +1,84 @@
+"""Errors that name what was given, what is allowed and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "DeltatuneError",
+    "Diverged",
+    "InputError",
+    "Interrupted",
+    "NotComposable",
+    "NotMergeable",
+    "WorkError",
+    "nearest_first",
+    "unknown_name",
+]
+
+
+class DeltatuneError(Exception):
+    """Base of every error that deltatune raises on purpose; `exit_code` is the command line's."""
+
+    exit_code = 1
+
+
+class InputError(DeltatuneError, ValueError):
+    """The user's input cannot be worked with; raised before training starts."""
+
+    exit_code = 2
+
+
+class NotComposable(InputError):
+    """Two parts cannot act together; the message names both."""
+
+
+class NotMergeable(InputError):
+    """A delta cannot be folded into its base; the message names the method and the reason."""
+
+
+class WorkError(DeltatuneError, RuntimeError):
+    """The input was accepted but the work failed."""
+
+    exit_code = 1
+
+
+class Diverged(WorkError):
+    """Training left the finite numbers or fell to the constant predictor."""
+
+
+class Interrupted(WorkError):
+    """The run was asked to stop; what was done is saved and can be resumed."""
+
+
+def nearest_first(given: str, known: Iterable[str]) -> list[str]:
+    """Return the known names, those most alike to `given` first, ties in alphabetical order.
+
+    >>> nearest_first("rnak", ["alpha", "dropout", "rank"])
+    ['rank', 'alpha', 'dropout']
+    """
+    return sorted(
+        known,
+        key=lambda name: (-difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio(), name),
+    )
+
+
+def unknown_name(what: str, given: object, known: Iterable[str], *, limit: int = 12) -> InputError:
+    """Build the error for a name that nobody knows, the nearest known names first.
+
+    Args:
+        what: the kind of name, for example `"recipe"`.
+        given: what the user wrote.
+        known: every allowed name.
+        limit: how many names to list at most.
+
+    >>> str(unknown_name("recipe", "lorra", ["full", "lora"]))
+    "recipe 'lorra' is not known: choose one of 'lora', 'full'"
+    """
+    names = nearest_first(str(given), known)
+    listed = ", ".join(repr(name) for name in names[:limit])
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    if not names:
+        return InputError(f"{what} {given!r} is not known: none exists here")
+    return InputError(f"{what} {given!r} is not known: choose one of {listed}{more}")

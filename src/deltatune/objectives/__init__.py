@@ -1,0 +1,1 @@
+"""Outputs and batch in, a loss out."""

@@ -1,0 +1,1 @@
+"""One file for each published system: a function that returns its Recipe, and its citation."""

@@ -1,0 +1,1 @@
+"""Named parameters in, optimizer groups and who is live out."""
