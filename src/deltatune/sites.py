@@ -1,4 +1,8 @@
-"""Names of places: the role and the rows of every projection of any architecture."""
+"""Names of places: the role and the rows of every projection of any architecture.
+
+Roles come from the data rows of `architectures.py`, matched against whole paths below the nearest
+model that owns a configuration; embeddings, heads and norms also from the module graph itself.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from deltatune.architectures import known_model_types
+from deltatune.errors import InputError, nearest_first, unknown_name
 from deltatune.part import Rows, Whole
 
 __all__ = ["ROLES", "Site", "Sites", "of"]
@@ -15,6 +21,7 @@ ROLES = (
     "query", "key", "value", "output", "gate", "up", "down",
     "embedding", "norm", "head", "other",
 )  # fmt: skip
+PROJECTIONS = ROLES[:7]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +29,17 @@ class Site:
     """One place of a model: a weight, or the rows of a fused one that play one role.
 
     Args:
-        name: unique; the module's path, and `:role` behind it where the weight is fused.
+        name: unique; the module's path, and `:role` behind it where the weight is fused; the
+            parameter's own name where it is not called `weight`.
         module: path of the module, in the model without any adapter.
-        weight: name of its weight parameter, `module + ".weight"`.
+        weight: name of its weight parameter, `module + ".weight"`, or of the raw parameter.
         bias: name of its bias parameter, or None.
         role: one of `ROLES`.
         part: `Whole()`, or the `Rows` of a fused weight (counted on the output side).
-        layer: index of its layer from the input, None outside the layers.
-        out_features: outputs of this place (of its rows, if fused).
-        in_features: inputs.
+        layer: index of its layer from the input (a decoder's layers count on from the encoder's),
+            None outside the layers.
+        out_features: outputs of this place (of its rows, if fused); the first axis if not a matrix.
+        in_features: inputs; the product of all further axes, 1 for a vector.
         transposed: whether the weight is stored `(in, out)`, as by Conv1D.
     """
 
@@ -52,15 +61,28 @@ class Sites(Mapping[str, Site]):
 
     Args:
         places: name -> site, in the order of the module graph.
-        model_type: of the configuration.
+        model_type: of the configuration, or an empty string.
         number_of_layers: of all stacks together (encoder and decoder).
-        tied: weight name -> the other names of the same tensor.
+        tied: parameter name -> the other names of the same tensor.
+        is_known_architecture: whether the roles of all projections are known, from a data row or
+            from the map that the user gave.
     """
 
     places: Mapping[str, Site]
     model_type: str
     number_of_layers: int
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    is_known_architecture: bool = True
+
+    def __post_init__(self) -> None:
+        at_weight: dict[str, tuple[Site, ...]] = {}
+        of_bias: dict[str, tuple[Site, ...]] = {}
+        for site in self.places.values():
+            at_weight[site.weight] = (*at_weight.get(site.weight, ()), site)
+            if site.bias is not None:
+                of_bias[site.bias] = (*of_bias.get(site.bias, ()), site)
+        object.__setattr__(self, "_at_weight", at_weight)
+        object.__setattr__(self, "_at_parameter", {**of_bias, **at_weight})
 
     def __getitem__(self, name: str) -> Site:
         return self.places[name]
@@ -72,18 +94,62 @@ class Sites(Mapping[str, Site]):
         return len(self.places)
 
     def with_roles(self, *roles: str) -> tuple[Site, ...]:
-        """Return the sites of the given roles, in model order; an unknown role is an error."""
-        raise NotImplementedError
+        """Return the sites of the given roles, in model order.
+
+        Raises:
+            InputError: a role that does not exist; a projection of an unknown architecture.
+        """
+        for role in roles:
+            if role not in ROLES:
+                raise unknown_name("role", role, ROLES)
+            if role in PROJECTIONS and not self.is_known_architecture:
+                raise self._unknown_architecture(role)
+        return tuple(site for site in self.places.values() if site.role in roles)
 
     def at_weight(self, weight: str) -> tuple[Site, ...]:
-        """Return the sites of one weight: one, or several where it is fused."""
-        raise NotImplementedError
+        """Return the sites of one weight: one, or several where it is fused.
+
+        Raises:
+            InputError: no place has a weight of this name.
+        """
+        index: dict[str, tuple[Site, ...]] = self.__dict__["_at_weight"]
+        if weight not in index:
+            raise unknown_name("weight", weight, index)
+        return index[weight]
 
     def of_parameter(self, name: str) -> Site | None:
-        """Return the site that a parameter of the adapter-free model belongs to (its weight or bias)."""
-        raise NotImplementedError
+        """Return the site that a parameter of the adapter-free model belongs to.
+
+        None for a name that belongs to no site, and for the weight or bias of a fused projection,
+        which belongs to several: `at_weight` gives them.
+        """
+        index: dict[str, tuple[Site, ...]] = self.__dict__["_at_parameter"]
+        found = index.get(name, ())
+        return found[0] if len(found) == 1 else None
+
+    def _unknown_architecture(self, role: str) -> InputError:
+        nearest = ", ".join(nearest_first(self.model_type, known_model_types()))
+        return InputError(
+            f"role {role!r} cannot be found in a model of type {self.model_type!r}: known types "
+            f'are {nearest}; for any other give roles={{"path.of.*.module": {role!r}, ...}}'
+        )
 
 
 def of(model: nn.Module, *, roles: Mapping[str, str] | None = None) -> Sites:
-    """Resolve every place of a model from its module graph and its configuration."""
-    raise NotImplementedError
+    """Resolve every place of a model from its module graph and its configuration.
+
+    Works on any device, also `meta`, and reads no values.
+
+    Args:
+        model: a model without adapters.
+        roles: module path pattern -> role or name of a fused layout (`architectures.LAYOUTS`), for
+            architectures that have no data row or to correct one; matched against the last
+            components of the path, `*` one component, `**` any number.
+
+    Raises:
+        InputError: the model carries adapters; a pattern of `roles` matches nothing; a role or
+            layout does not exist; a fused weight does not have the rows its configuration gives.
+    """
+    from deltatune.resolution import resolve  # the resolver needs the classes above
+
+    return resolve(model, roles or {})

@@ -1,0 +1,253 @@
+"""How `sites.of` finds the places of a model: governing configurations, layer stacks, roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from deltatune.architectures import LAYOUTS, row_of
+from deltatune.errors import InputError, nearest_first, unknown_name
+from deltatune.part import Rows, Whole
+from deltatune.paths import components, first_index, matches, matches_tail
+from deltatune.sites import ROLES, Site, Sites
+
+__all__ = ["resolve"]
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_LAYER_COUNTS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers")
+
+
+@dataclass(frozen=True)
+class _Governor:
+    """A model that owns a configuration, and the path at which it stands."""
+
+    path: str
+    model: nn.Module
+
+    @property
+    def config(self) -> Any:
+        return getattr(self.model, "config", None)
+
+    @property
+    def model_type(self) -> str:
+        return str(getattr(self.config, "model_type", ""))
+
+    def below(self, path: str) -> str:
+        return path[len(self.path) :].removeprefix(".")
+
+
+def resolve(model: nn.Module, given: Mapping[str, str]) -> Sites:
+    """Build the `Sites` of a model; `given` maps path patterns to roles."""
+    _refuse_adapters(model)
+    _check_given(model, given)
+    governors = _governors(model)
+    layers, number_of_layers = _layers(model, governors)
+    embeddings, heads = _embeddings_and_heads(model, governors)
+    places: dict[str, Site] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        governor = governors[path]
+        if path in heads:
+            role = "head"
+        elif path in embeddings:
+            role = "embedding"
+        else:
+            role = _role(path, module, governor)
+        role = next((name for pattern, name in given.items() if matches_tail(pattern, path)), role)
+        for site in _sites_of_module(path, module, role, governor.config, layers.get(path)):
+            places[site.name] = site
+    return Sites(
+        places=places,
+        model_type=_model_type(model, governors),
+        number_of_layers=number_of_layers,
+        tied=_tied(model),
+        is_known_architecture=bool(given) or _is_known(model, governors),
+    )
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    if isinstance(model, PeftModel) or any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+        raise InputError(
+            f"the {type(model).__name__} given carries adapters: resolve the places of the base "
+            f"model, before adapters are injected (or of `model.unload()`)"
+        )
+
+
+def _check_given(model: nn.Module, given: Mapping[str, str]) -> None:
+    paths = [path for path, _ in model.named_modules() if path]
+    for pattern, role in given.items():
+        if role not in ROLES and role not in LAYOUTS:
+            raise unknown_name(f"roles[{pattern!r}]", role, (*ROLES, *LAYOUTS))
+        if not any(matches_tail(pattern, path) for path in paths):
+            nearest = ", ".join(nearest_first(pattern, paths)[:3])
+            raise InputError(f"roles: {pattern!r} matches no module: the nearest are {nearest}")
+
+
+def _governors(model: nn.Module) -> dict[str, _Governor]:
+    """Map each module path to the nearest `PreTrainedModel` at or above it, else to the root."""
+    found: dict[str, _Governor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PreTrainedModel) or not path:
+            found[path] = _Governor(path, module)
+        else:
+            found[path] = found[path.rpartition(".")[0]]
+    return found
+
+
+def _tops(governors: Mapping[str, _Governor]) -> list[_Governor]:
+    """Return the outermost models: the root, or the models that a plain wrapper holds."""
+    tops: list[_Governor] = []
+    for governor in dict.fromkeys(governors.values()):
+        inside = any(_is_below(governor.path, top.path) for top in tops)
+        if isinstance(governor.model, PreTrainedModel) and not inside:
+            tops.append(governor)
+    return tops
+
+
+def _is_below(path: str, ancestor: str) -> bool:
+    return not ancestor or path == ancestor or path.startswith(ancestor + ".")
+
+
+def _model_type(model: nn.Module, governors: Mapping[str, _Governor]) -> str:
+    tops = _tops(governors)
+    return tops[0].model_type if tops else governors[""].model_type
+
+
+def _is_known(model: nn.Module, governors: Mapping[str, _Governor]) -> bool:
+    """Tell whether every model that holds layers has a row, and there is at least one."""
+    holders = {
+        governors[path].model_type
+        for path, module in model.named_modules(remove_duplicate=False)
+        if first_index(components(governors[path].below(path))) is not None
+    }
+    return bool(holders) and all(row_of(model_type) is not None for model_type in holders)
+
+
+def _layers(model: nn.Module, governors: Mapping[str, _Governor]) -> tuple[dict[str, int], int]:
+    """Number the layers of all stacks, in model order; return path -> layer and their number."""
+    offsets: dict[str, int] = {}
+    total = 0
+    for path, module in model.named_modules(remove_duplicate=False):
+        nested = any(_is_below(path, stack) for stack in offsets)
+        if isinstance(module, nn.ModuleList) and not nested and _is_stack(path, module, governors):
+            offsets[path] = total
+            total += len(module)
+    layers: dict[str, int] = {}
+    for stack, offset in offsets.items():
+        for path in governors:
+            if path != stack and _is_below(path, stack):
+                layers[path] = offset + int(components(path)[len(components(stack))])
+    return layers, total
+
+
+def _is_stack(path: str, module: nn.ModuleList, governors: Mapping[str, _Governor]) -> bool:
+    governor = governors[path]
+    row = row_of(governor.model_type)
+    below = governor.below(path)
+    if row is not None:
+        return any(pattern.split(".*")[0] == below for pattern in row.places if "*" in pattern)
+    # Without a row the configuration tells a stack of layers from any other list of modules.
+    counts = {getattr(governor.config, name, None) for name in _LAYER_COUNTS}
+    return len(module) in counts
+
+
+def _embeddings_and_heads(
+    model: nn.Module, governors: Mapping[str, _Governor]
+) -> tuple[set[str], set[str]]:
+    embeddings: set[str] = set()
+    heads: set[str] = set()
+    for top in _tops(governors):
+        assert isinstance(top.model, PreTrainedModel)
+        untyped: Any = top.model
+        inputs, outputs = _input_embeddings(top.model), untyped.get_output_embeddings()
+        base = top.model.base_model
+        paths = {m: p for p, m in model.named_modules()}
+        for path in governors:
+            if not _is_below(path, top.path):
+                continue
+            if inputs in paths and _is_below(path, paths[inputs]):
+                embeddings.add(path)
+            is_output = outputs in paths and _is_below(path, paths[outputs])
+            if is_output or (base is not top.model and not _is_below(path, paths[base])):
+                heads.add(path)
+    return embeddings, heads
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # models whose inputs are not looked up in a table
+        return None
+
+
+def _role(path: str, module: nn.Module, governor: _Governor) -> str:
+    row = row_of(governor.model_type)
+    below = governor.below(path)
+    for pattern, role in row.places.items() if row is not None else ():
+        if matches(pattern, below):
+            return role
+    is_norm = isinstance(module, _NORMS) or type(module).__name__.endswith("Norm")
+    return "norm" if is_norm else "other"
+
+
+def _sites_of_module(
+    path: str, module: nn.Module, role: str, config: Any, layer: int | None
+) -> Iterator[Site]:
+    names = [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]
+    prefix = f"{path}." if path else ""
+    bias = f"{prefix}bias" if {"weight", "bias"} <= set(names) else None
+    for name in names:
+        if name == "bias" and bias is not None:
+            continue
+        shape = tuple(module.get_parameter(name).shape)
+        transposed = isinstance(module, Conv1D) and name == "weight"
+        in_features = 1
+        for length in shape[:-1] if transposed else shape[1:]:
+            in_features *= length
+        out_features = shape[-1] if transposed else (shape[0] if shape else 1)
+        for site_role, part, rows in _parts(role, config, out_features, path):
+            base = path if name == "weight" else f"{prefix}{name}"
+            yield Site(
+                name=base if isinstance(part, Whole) else f"{base}:{site_role}",
+                module=path,
+                weight=f"{prefix}{name}",
+                bias=bias if name == "weight" else None,
+                role=site_role,
+                part=part,
+                layer=layer,
+                out_features=rows,
+                in_features=in_features,
+                transposed=transposed,
+            )
+
+
+def _parts(
+    role: str, config: Any, out_features: int, path: str
+) -> Iterator[tuple[str, Whole | Rows, int]]:
+    if role not in LAYOUTS:
+        yield role, Whole(), out_features
+        return
+    layout = LAYOUTS[role](config)
+    described = sum(stop - start for _, ranges in layout for start, stop in ranges)
+    if described != out_features:
+        raise InputError(
+            f"{path} has {out_features} output rows, but its configuration describes {described} "
+            f"in the layout {role!r}: give the roles of its module in `roles`"
+        )
+    for site_role, ranges in layout:
+        rows = Rows.of_ranges(ranges)
+        yield site_role, rows, rows.indices.numel()
+
+
+def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    shared = [group for group in names.values() if len(group) > 1]
+    return {name: tuple(n for n in group if n != name) for group in shared for name in group}
