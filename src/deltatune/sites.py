@@ -6,16 +6,17 @@ model that owns a configuration; embeddings, heads and norms also from the modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from deltatune.architectures import known_model_types
 from deltatune.errors import InputError, nearest_first, unknown_name
-from deltatune.part import Rows, Whole
+from deltatune.part import Columns, Entries, Part, Rows, Selection, Whole
 
-__all__ = ["ROLES", "Site", "Sites", "of"]
+__all__ = ["PROJECTIONS", "ROLES", "Site", "Sites", "join", "of", "split"]
 
 ROLES = (
     "query", "key", "value", "output", "gate", "up", "down",
@@ -153,3 +154,85 @@ def of(model: nn.Module, *, roles: Mapping[str, str] | None = None) -> Sites:
     from deltatune.resolution import resolve  # the resolver needs the classes above
 
     return resolve(model, roles or {})
+
+
+def join(sites: Sites, chosen: Iterable[Site]) -> Selection:
+    """Return the selection of whole sites: rows of a fused weight are united, in rising order.
+
+    Args:
+        sites: of the model.
+        chosen: some of them.
+    """
+    by_weight: dict[str, list[Site]] = {}
+    for site in chosen:
+        by_weight.setdefault(site.weight, []).append(site)
+    selection: dict[str, Part] = {}
+    for weight, found in by_weight.items():
+        if len(found) == len(sites.at_weight(weight)):
+            selection[weight] = Whole()
+        else:
+            pieces = [site.part.indices for site in found if isinstance(site.part, Rows)]
+            selection[weight] = Rows(torch.cat(pieces).sort().values)
+    return selection
+
+
+def split(sites: Sites, weight: str, part: Part) -> list[tuple[Site, Part]]:
+    """Cut a part of a weight into the parts of its sites, with rows counted within each site.
+
+    Sites that `part` does not touch are left out; a site that it covers gets `Whole()`.
+
+    Args:
+        sites: of the model.
+        weight: name of the weight.
+        part: which part of its `(out, in)` form may change.
+
+    Raises:
+        InputError: no such weight, or an index outside it.
+    """
+    found = sites.at_weight(weight)
+    in_features = found[0].in_features
+    out_features = sum(site.out_features for site in found)
+    _check_bounds(weight, part, out_features, in_features)
+    pairs = [(site, _within(site, part, out_features)) for site in found]
+    return [(site, cut) for site, cut in pairs if cut is not None]
+
+
+def _check_bounds(weight: str, part: Part, out_features: int, in_features: int) -> None:
+    if isinstance(part, Whole):
+        return
+    limits = {Rows: out_features, Columns: in_features, Entries: out_features * in_features}
+    limit, largest = limits[type(part)], int(part.indices.max()) if part.indices.numel() else -1
+    if largest >= limit:
+        raise InputError(
+            f"{type(part).__name__} index {largest} is outside of {weight}, which is "
+            f"({out_features}, {in_features}): give indices from 0 to {limit - 1}"
+        )
+
+
+def _within(site: Site, part: Part, out_features: int) -> Part | None:
+    cut: Rows | Columns | Entries
+    if isinstance(part, Whole):
+        return part
+    if isinstance(part, Columns):
+        cut = part
+    elif isinstance(part, Rows):
+        rows = _rows_within(site, out_features, part.indices)
+        cut = Rows(rows[rows >= 0])
+    else:
+        rows = _rows_within(site, out_features, part.indices // site.in_features)
+        flat = rows * site.in_features + part.indices % site.in_features
+        cut = Entries(flat[rows >= 0])
+    number = cut.indices.numel()
+    limits = {Rows: site.out_features, Columns: site.in_features}
+    if number == limits.get(type(cut), site.out_features * site.in_features):
+        return Whole()
+    return cut if number else None
+
+
+def _rows_within(site: Site, out_features: int, rows: Tensor) -> Tensor:
+    """Return the number within the site of each row of the weight, -1 for a row outside it."""
+    if isinstance(site.part, Whole):
+        return rows
+    position = torch.full((out_features,), -1, dtype=torch.int64)
+    position[site.part.indices] = torch.arange(site.out_features)
+    return position.to(rows.device)[rows]
