@@ -1,0 +1,238 @@
+"""The base of a run: a model and its tokenizer, from safetensors only, without remote code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from deltatune.errors import InputError, nearest_first
+from deltatune.seeds import seed_for
+
+__all__ = ["Base", "load_base", "locate"]
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PACKAGE = "package:"
+_CLASSES = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "completion": AutoModelForCausalLM,
+    "chat": AutoModelForCausalLM,
+    "text": AutoModelForCausalLM,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A loaded base.
+
+    Args:
+        model: the model, in evaluation mode, every weight as stored (in the asked precision).
+        tokenizer: its own.
+        name: what the user gave.
+        new_weights: names of parameters that the checkpoint does not hold (a fresh head).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    new_weights: tuple[str, ...] = ()
+
+
+def locate(name: str | Path) -> str:
+    """Turn what the user gave into a folder or a Hugging Face name, or say what is wrong with it.
+
+    `package:NAME` means the folder `model` inside the installed Python package NAME.
+
+    Raises:
+        InputError: a path that does not exist (nearest neighbours named), holds no model, or holds
+            only pickled weights; a package that is not installed.
+    """
+    text = str(name)
+    if text.startswith(PACKAGE):
+        return str(_package_folder(text.removeprefix(PACKAGE)))
+    path = Path(text).expanduser()
+    if path.is_file():
+        raise InputError(f"model {text!r} is a file: give the folder that holds config.json")
+    if path.is_dir():
+        _check_folder(path, text)
+        return str(path)
+    looks_like_path = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1
+    if looks_like_path or (path.parent != Path() and path.parent.is_dir()):
+        raise InputError(f"model folder {text!r} does not exist{_neighbours(path)}")
+    return text
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ": check the path"
+    folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    names = ", ".join(repr(name) for name in nearest_first(path.name, folders)[:3])
+    return f": nearest in {str(path.parent)!r} are {names}" if names else ": check the path"
+
+
+def _package_folder(package: str) -> Path:
+    module = package.replace("-", "_")
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise InputError(f"package {package!r} is not installed: run 'pip install {package}'")
+    folder = Path(next(iter(found.submodule_search_locations))) / "model"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"package {package!r} holds no folder 'model' with a config.json")
+    return folder
+
+
+def _check_folder(path: Path, text: str) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise InputError(f"model folder {text!r} holds an adapter: give the folder of its base model")
+    if not (path / "config.json").is_file():
+        raise InputError(f"model folder {text!r} holds no config.json: give a model's own folder")
+    if not list(path.glob("*.safetensors")):
+        pickled = sorted(entry.name for entry in path.iterdir() if entry.suffix in PICKLES)
+        if pickled:
+            raise InputError(
+                f"model folder {text!r} holds only pickled weights ({pickled[0]}), which can run "
+                f"code when opened: convert them to safetensors (save_pretrained does it)"
+            )
+        raise InputError(f"model folder {text!r} holds no *.safetensors file: copy the weights there")
+
+
+def load_base(
+    name: str | Path,
+    *,
+    task: str,
+    label_names: Sequence[str] = (),
+    precision: str = "float32",
+    allow_remote_code: bool = False,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Base:
+    """Load a model for a data task, and its tokenizer.
+
+    Args:
+        name: folder, Hugging Face name, or `package:NAME`.
+        task: a task of `deltatune.data`.
+        label_names: of a classification.
+        precision: `float32` or `bfloat16`.
+        allow_remote_code: whether code that comes with the model may run.
+        seed: a fresh head is drawn from it.
+        device: where to put the model; the CPU if not given.
+
+    Raises:
+        InputError: anything that keeps the model from loading safely.
+    """
+    place = locate(name)
+    config = _guarded(place, allow_remote_code, lambda **options: AutoConfig.from_pretrained(place, **options))
+    tokenizer = _guarded(
+        place, allow_remote_code, lambda **options: AutoTokenizer.from_pretrained(place, **options)
+    )
+    if task not in _CLASSES:
+        raise InputError(f"task {task!r} has no model class: choose one of {', '.join(_CLASSES)}")
+    _set_labels(config, task, label_names)
+    model, new_weights = _load_weights(place, config, task, precision, allow_remote_code, seed)
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = _pad_token_id(tokenizer)
+    if device is not None:
+        model.to(device)  # type: ignore[arg-type]
+    return Base(model=model.eval(), tokenizer=tokenizer, name=str(name), new_weights=new_weights)
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    identifier = tokenizer.pad_token_id
+    return int(identifier) if identifier is not None else tokenizer.eos_token_id  # type: ignore[return-value]
+
+
+def _set_labels(config: Any, task: str, label_names: Sequence[str]) -> None:
+    if task == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+    if task == "classification":
+        config.num_labels, config.problem_type = len(label_names), "single_label_classification"
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: i for i, label in enumerate(label_names)}
+
+
+def _load_weights(
+    place: str, config: Any, task: str, precision: str, allow_remote_code: bool, seed: int
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    # The load report of transformers is a table on stderr; what it says is in `new_weights`, and shown.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(seed, "head"))
+            model, report = _guarded(
+                place,
+                allow_remote_code,
+                lambda **options: _CLASSES[task].from_pretrained(
+                    place,
+                    config=config,
+                    dtype=getattr(torch, precision),
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=task in ("classification", "regression"),
+                    **options,
+                ),
+            )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+    missing = {str(key) for key in report["missing_keys"]}
+    replaced = {str(key[0]) for key in report.get("mismatched_keys", ())}
+    if task not in ("classification", "regression") and missing:
+        raise InputError(f"the checkpoint of {place!r} lacks {sorted(missing)[0]} and {len(missing) - 1} more")
+    return model, tuple(sorted(missing | replaced))
+
+
+def _guarded(place: str, allow_remote_code: bool, load: Callable[..., Any]) -> Any:
+    """Run one load of transformers and turn what it raises into one clear line."""
+    try:
+        return load(trust_remote_code=allow_remote_code)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise InputError(
+                f"model {place!r} comes with code of its own, which is not run: pass "
+                f"--allow-remote-code (allow_remote_code=True) if you trust its author"
+            ) from error
+        if not Path(place).is_dir() and isinstance(error, OSError):
+            raise InputError(
+                f"model {place!r} is neither a folder here nor a model that can be fetched: "
+                f"check the name, or give the path of a folder with config.json"
+            ) from error
+        raise InputError(f"model {place!r} does not load: {_shortened(text)}") from error
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def base_record(base: Base) -> dict[str, Any]:
+    """Return what identifies the base, for the run folder."""
+    config = json.loads(base.model.config.to_json_string())
+    return {
+        "name": base.name,
+        "model_type": config.get("model_type"),
+        "architecture": type(base.model).__name__,
+        "new_weights": list(base.new_weights),
+    }
+
+
+def with_model(base: Base, model: PreTrainedModel) -> Base:
+    """Return the base with another model object."""
+    return dataclasses.replace(base, model=model)

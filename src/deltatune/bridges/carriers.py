@@ -1,0 +1,206 @@
+"""How a delta gets into a model and out again: as one of ours, as one of peft's, or in place."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import peft
+import torch
+from torch import nn
+from transformers.trainer_utils import SchedulerType
+
+from deltatune import parts
+from deltatune.bridges.in_place import merged_state, prepare_in_place
+from deltatune.bridges.peft_config import delta_config
+from deltatune.bridges.peft_lora import save_as_lora
+from deltatune.errors import NotComposable, NotMergeable
+from deltatune.part import Selection, Whole
+from deltatune.seeds import seed_for
+from deltatune.sites import Sites
+from deltatune.weight_delta import WeightDelta
+
+__all__ = ["PRECISIONS", "SCHEDULES", "Carrier", "InPlace", "carrier_of"]
+
+PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = tuple(member.value for member in SchedulerType)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPlace:
+    """Base weights themselves train; the delta is then a difference of checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """What a carrier is told when it prepares a model.
+
+    Args:
+        sites: places of the base.
+        selection: where the delta may live.
+        trained_modules: modules that train whole beside the delta (a fresh head).
+        seed: of start values.
+        task_type: peft's name of the task, which decides the wrapper's `forward`.
+    """
+
+    sites: Sites
+    selection: Selection
+    trained_modules: Sequence[str] = ()
+    seed: int = 0
+    task_type: str | None = None
+
+
+class Carrier(Protocol):
+    """Puts a delta into a base model, keeps it, and takes it out.
+
+    Attributes:
+        trains_base: whether base weights move (then they are kept in float32).
+    """
+
+    trains_base: bool
+
+    def prepare(self, base: nn.Module, injection: Injection) -> nn.Module:
+        """Return the model to train: everything frozen but the delta and the trained modules."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path, reload_base: Callable[[], nn.Module]) -> None:
+        """Write the trained delta into an existing folder."""
+        ...
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """Return the base with a saved delta on it."""
+        ...
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        """Return a plain model with the delta folded in."""
+        ...
+
+    def save_as_lora(self, model: nn.Module, folder: Path) -> None:
+        """Write the delta as a plain LoRA adapter, exactly."""
+        ...
+
+
+class _Adapter:
+    """What all adapters of peft share, ours among them."""
+
+    trains_base = False
+
+    def save(self, model: nn.Module, folder: Path, reload_base: Callable[[], nn.Module]) -> None:
+        model.save_pretrained(folder)  # type: ignore[operator]
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        return peft.PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        plain: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        return plain
+
+
+class _Ours(_Adapter):
+    def __init__(self, delta: Any) -> None:
+        self.delta = delta
+
+    def prepare(self, base: nn.Module, injection: Injection) -> nn.Module:
+        config = delta_config(
+            self.delta,
+            injection.sites,
+            injection.selection,
+            modules_to_save=tuple(injection.trained_modules),
+            seed=injection.seed,
+            task_type=injection.task_type,
+        )
+        return peft.get_peft_model(base, config)  # type: ignore[arg-type]
+
+    def save_as_lora(self, model: nn.Module, folder: Path) -> None:
+        save_as_lora(model, folder, "default")
+
+
+class _Peft(_Adapter):
+    def __init__(self, delta: peft.PeftConfig) -> None:
+        self.delta = delta
+
+    def prepare(self, base: nn.Module, injection: Injection) -> nn.Module:
+        config: Any = copy.deepcopy(self.delta)
+        config.task_type = injection.task_type
+        config.target_modules = _whole_modules(config.peft_type.value, injection)
+        config.modules_to_save = list(injection.trained_modules) or None
+        # peft draws its start values from the global generator; the state outside stays untouched.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(injection.seed, "adapter"))
+            return peft.get_peft_model(base, config)  # type: ignore[arg-type]
+
+    def save_as_lora(self, model: nn.Module, folder: Path) -> None:
+        if not isinstance(self.delta, peft.LoraConfig):
+            raise NotMergeable(f"{type(self.delta).__name__} is no LoRA: export with --to peft or --to merged")
+        model.save_pretrained(folder)  # type: ignore[operator]
+
+
+class _InPlace:
+    trains_base = True
+
+    def __init__(self, delta: InPlace) -> None:
+        self.delta = delta
+
+    def prepare(self, base: nn.Module, injection: Injection) -> nn.Module:
+        model = prepare_in_place(base, injection.sites, injection.selection)
+        for name in injection.trained_modules:
+            model.get_submodule(name).requires_grad_(True)
+        return model
+
+    def save(self, model: nn.Module, folder: Path, reload_base: Callable[[], nn.Module]) -> None:
+        change = WeightDelta.from_difference(reload_base().state_dict(), merged_state(model))
+        change.save(folder / "delta.safetensors")
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        WeightDelta.load(folder / "delta.safetensors").add_to_(base)
+        return base
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def save_as_lora(self, model: nn.Module, folder: Path) -> None:
+        raise NotMergeable(
+            "in-place training changes whole weights, which is no LoRA: export with --to merged"
+        )
+
+
+def _whole_modules(kind: str, injection: Injection) -> list[str]:
+    modules = []
+    for weight, part in injection.selection.items():
+        if part != Whole():
+            raise NotComposable(
+                f"peft's {kind} changes whole weights, but the selection takes only a part of "
+                f"{weight} (a fused or partly chosen weight): use the delta low_rank instead"
+            )
+        modules.append(injection.sites.at_weight(weight)[0].module)
+    return modules
+
+
+@functools.singledispatch
+def carrier_of(delta: Any) -> Carrier:
+    """Return the carrier of a recipe's delta.
+
+    Raises:
+        InputError: `delta` is neither options of a declared delta, nor a `PeftConfig`, nor `InPlace`.
+    """
+    parts.declaration_of(delta, "deltas")
+    return _Ours(delta)
+
+
+@carrier_of.register
+def _(delta: peft.PeftConfig) -> Carrier:
+    if getattr(delta, "target_modules", None) is not None:
+        raise NotComposable(
+            f"the delta {type(delta).__name__} gives target_modules, and so does the recipe's "
+            f"selection: leave target_modules out and choose the places with the selection"
+        )
+    return _Peft(delta)
+
+
+@carrier_of.register
+def _(delta: InPlace) -> Carrier:
+    return _InPlace(delta)

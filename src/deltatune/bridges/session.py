@@ -1,0 +1,122 @@
+"""One training session: transformers' Trainer put together from a recipe's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from deltatune.bridges.checkpoints import ExactCheckpoints, last_complete_checkpoint
+from deltatune.bridges.optimizer import attach_optimizer
+from deltatune.bridges.trainer import with_objective
+from deltatune.comparison.costs import CostMeter
+from deltatune.recipe import Recipe
+from deltatune.sites import Sites
+
+__all__ = ["session"]
+
+
+class _Metered(Trainer):
+    """A Trainer that tells a cost meter how many tokens each step took."""
+
+    meter: CostMeter
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Count the micro-batch's tokens, then train on it."""
+        mask = inputs.get("attention_mask")
+        padded = inputs["input_ids"].numel() if "input_ids" in inputs else 0
+        tokens = int(mask.sum()) if mask is not None else padded
+        self.tokens_of_step += tokens
+        self.padded_tokens_of_step += padded
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    tokens_of_step = 0
+    padded_tokens_of_step = 0
+
+
+class _MeterCallback(TrainerCallback):
+    """Starts and stops the clock around each optimizer step."""
+
+    def __init__(self, trainer: _Metered, meter: CostMeter) -> None:
+        self.trainer = trainer
+        self.meter = meter
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.trainer.tokens_of_step = self.trainer.padded_tokens_of_step = 0
+        self.meter.step_started()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.meter.step_finished(
+            self.trainer.tokens_of_step, padded_tokens=self.trainer.padded_tokens_of_step
+        )
+
+
+def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArguments:
+    """Turn a recipe's training settings into transformers' own."""
+    training = recipe.training
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=training.epochs,
+        max_steps=training.steps or -1,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        learning_rate=recipe.optimizer.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup,
+        max_grad_norm=training.max_gradient_norm,
+        seed=training.seed,
+        bf16=training.precision == "bfloat16" and trains_base,
+        save_strategy="steps" if training.checkpoint_every else "epoch",
+        save_steps=training.checkpoint_every or 500,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_first_step=True,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+def session(
+    model: nn.Module,
+    examples: Any,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    recipe: Recipe,
+    sites: Sites,
+    *,
+    objective: Any,
+    folder: Path,
+    meter: CostMeter,
+    trains_base: bool,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """Put a Trainer together: our loss, our groups, our checkpoints, our clock."""
+    trainer_class = with_objective(ExactCheckpoints(_Metered))
+    trainer = trainer_class(
+        model=model,
+        args=arguments(recipe, folder, trains_base=trains_base),
+        train_dataset=examples,
+        data_collator=collate,
+        objective=objective,
+        callbacks=list(callbacks),
+    )
+    trainer.add_callback(_MeterCallback(trainer, meter))
+    attach_optimizer(trainer, update=recipe.update, sites=sites, options=recipe.optimizer)
+    return trainer
+
+
+def latest(folder: Path) -> str | None:
+    """Return the newest complete checkpoint, as a path."""
+    found = last_complete_checkpoint(folder)
+    return str(found) if found else None

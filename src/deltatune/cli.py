@@ -1,0 +1,190 @@
+"""The command line: every verb ends with exit code 0, 1 (the work failed) or 2 (bad input)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from deltatune import __version__
+from deltatune.errors import DeltatuneError, InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="deltatune",
+    help="Fine-tune models by parts that compose: a fine-tuned model is its base plus a delta.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Option(help="Folder, Hugging Face name, or package:NAME.")]
+Data = Annotated[str, typer.Option(help="File, folder, or Hugging Face name.")]
+RecipeName = Annotated[str, typer.Option(help="A name of 'deltatune recipes', or a YAML file.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of the recipe; repeat at will."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="ROLE=NAME", help="Which column plays a role; guessed otherwise."),
+]
+Task = Annotated[str | None, typer.Option(help="Task of the data; guessed otherwise.")]
+Output = Annotated[Path, typer.Option(help="Folder to write.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")
+]
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for item in given or []:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise InputError(f"{option} {item!r} has no '=': write {option} NAME=VALUE")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _values(given: list[str] | None) -> dict[str, Any]:
+    try:
+        return {key: yaml.safe_load(value) for key, value in _pairs(given, "--set").items()}
+    except yaml.YAMLError as error:
+        raise InputError(f"--set has a value that is not readable: {' '.join(str(error).split())}") from error
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Data,
+    output: Output,
+    recipe: RecipeName = "efficientft",
+    assignments: Assignments = None,
+    column: Columns = None,
+    task: Task = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    allow_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on data and write the run to a folder."""
+    from deltatune.run import finetune
+
+    run = finetune(
+        model,
+        data,
+        recipe,
+        output=output,
+        assignments=_values(assignments),
+        columns=_pairs(column, "--column") or None,
+        task=task,
+        resume=resume,
+        allow_remote_code=allow_remote_code,
+    )
+    if as_json:
+        _print(
+            {
+                "folder": str(run.folder),
+                "before": dict(run.before),
+                "after": dict(run.after),
+                "costs": dict(run.costs),
+            }
+        )
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe to show whole.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the catalogue, or show one recipe: its parts, what trains, its source."""
+    from deltatune import catalogue
+
+    if as_json:
+        _print(catalogue.one(name) if name else catalogue.everything())
+        return
+    console = Console()
+    console.print(catalogue.page(name) if name else catalogue.table())
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option(help="merged, peft or lora.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to write; RUN/export-KIND otherwise.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest allowed difference of logits, relative to the largest logit.")
+    ] = 1e-4,
+    as_json: AsJson = False,
+) -> None:
+    """Write the trained model for other tools, reload it, and compare it with what was trained."""
+    from deltatune import exporting
+
+    result = exporting.export(folder, to, output=output, tolerance=tolerance)
+    if as_json:
+        _print(result.to_dict())
+    else:
+        Console(stderr=True).print(result.line(), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    output: Output = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Train the default recipe on a real encoder and real text, without a network."""
+    from deltatune import demonstration
+
+    result = demonstration.run(output)
+    if as_json:
+        _print(result)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe file."""
+    from deltatune.recipe import json_schema
+
+    _print(json_schema())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"deltatune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one line on standard error."""
+    try:
+        app()
+    except DeltatuneError as error:
+        print(f"deltatune: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("deltatune: interrupted; what was saved can be resumed with --resume", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

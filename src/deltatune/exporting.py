@@ -1,0 +1,193 @@
+"""The trained model for other tools: written, reloaded, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from deltatune.base import Base, load_base
+from deltatune.bridges.carriers import Carrier, carrier_of
+from deltatune.errors import InputError, WorkError, unknown_name
+from deltatune.files import replace_folder_atomically
+from deltatune.recipe import Recipe
+from deltatune.run_folder import RunFolder
+from deltatune.seeds import generator_for
+
+__all__ = ["Exported", "export", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export wrote, and how far it is from the trained model.
+
+    Args:
+        folder: what was written.
+        kind: merged, peft or lora.
+        largest_difference: of any logit, absolute.
+        largest_logit: of the trained model, absolute.
+        tolerance: allowed ratio of the two.
+    """
+
+    folder: str
+    kind: str
+    largest_difference: float
+    largest_logit: float
+    tolerance: float
+
+    @property
+    def ratio(self) -> float:
+        """The largest difference relative to the largest logit."""
+        return self.largest_difference / max(self.largest_logit, 1e-30)
+
+    def line(self) -> str:
+        """Return what a user reads."""
+        return (
+            f"wrote {self.kind} to {self.folder}; reloaded, its logits differ by at most "
+            f"{self.largest_difference:.2e} ({self.ratio:.1e} of the largest; allowed {self.tolerance:.0e})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "largest_difference_ratio": self.ratio}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    run: RunFolder
+    recipe: Recipe
+    inputs: Mapping[str, Any]
+    carrier: Carrier
+
+    def base(self, place: str | Path | None = None) -> Base:
+        """Load the run's base afresh in float32, or another folder for the same task."""
+        return load_base(
+            place or self.inputs["model"],
+            task=self.inputs["task"],
+            label_names=self.inputs["label_names"],
+            allow_remote_code=self.inputs["allow_remote_code"],
+            seed=self.recipe.training.seed,
+        )
+
+    def model(self) -> nn.Module:
+        """Load the base with the run's delta on it."""
+        return self.carrier.load(self.base().model, self.run.adapter).eval()
+
+
+def _open(folder: str | Path) -> _Trained:
+    run = RunFolder(Path(folder))
+    if not run.path.is_dir():
+        raise InputError(f"run folder {str(folder)!r} does not exist: give the --output of a train command")
+    if not run.is_finished:
+        raise InputError(f"{str(folder)!r} holds no finished run: finish it with deltatune train --resume")
+    recipe = run.recorded_recipe()
+    inputs = run.read(run.environment)["inputs"]
+    return _Trained(run=run, recipe=recipe, inputs=inputs, carrier=carrier_of(recipe.delta))
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Load the tuned model of a finished run: its base with the delta on it, in evaluation mode.
+
+    Raises:
+        InputError: `folder` holds no finished run.
+    """
+    return _open(folder).model()
+
+
+def export(
+    folder: str | Path, to: str, *, output: str | Path | None = None, tolerance: float = 1e-4
+) -> Exported:
+    """Write a finished run's model for other tools, and prove that it is the trained one.
+
+    The result is computed in float32 on the original weights, reloaded from what was written, and
+    compared with the trained model on fixed random token sequences.
+
+    Args:
+        folder: of the run.
+        to: `merged` (a plain transformers model), `peft` (loads after `import deltatune`) or `lora`
+            (plain peft).
+        output: folder to write; `<folder>/export-<to>` if not given.
+        tolerance: allowed largest difference of logits over the largest logit. Folding in float32
+            rounds each weight once, which stays near 1e-6.
+
+    Raises:
+        InputError: no finished run, an unknown kind, an output that exists.
+        NotMergeable: the delta cannot be written as asked.
+        WorkError: the reloaded model differs by more than `tolerance`; nothing is left behind.
+    """
+    if to not in _WRITERS:
+        raise unknown_name("export kind", to, _WRITERS)
+    trained = _open(folder)
+    target = Path(output) if output is not None else trained.run.path / f"export-{to}"
+    if target.exists():
+        raise InputError(f"output {str(target)!r} exists: remove it or give another --output")
+    write, reload = _WRITERS[to]
+    probe = _probe(trained.base().model)
+    wanted = _logits(trained.model(), probe)
+    with replace_folder_atomically(target) as temporary:
+        write(trained, temporary)
+        given = _logits(reload(trained, temporary), probe)
+        result = Exported(
+            folder=str(target),
+            kind=to,
+            largest_difference=float((given - wanted).abs().max()),
+            largest_logit=float(wanted.abs().max()),
+            tolerance=tolerance,
+        )
+        if not result.ratio <= tolerance:
+            raise WorkError(f"the exported model is not the trained one; nothing was kept: {result.line()}")
+    return result
+
+
+def _probe(model: nn.Module, sequences: int = 4, length: int = 32) -> Tensor:
+    """Return fixed random token ids, `(sequences, length)`."""
+    config: Any = model.config
+    length = min(length, getattr(config, "max_position_embeddings", length) or length)
+    generator = generator_for(0, "export probe")
+    return torch.randint(0, config.vocab_size, (sequences, length), generator=generator)
+
+
+def _logits(model: nn.Module, probe: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=probe, attention_mask=torch.ones_like(probe)).logits
+    return logits.float()
+
+
+def _write_merged(trained: _Trained, folder: Path) -> None:
+    plain: Any = trained.carrier.merged(trained.model())
+    plain.save_pretrained(folder)
+    trained.base().tokenizer.save_pretrained(folder)
+
+
+def _write_peft(trained: _Trained, folder: Path) -> None:
+    trained.carrier.save(trained.model(), folder, lambda: trained.base().model)
+
+
+def _write_lora(trained: _Trained, folder: Path) -> None:
+    trained.carrier.save_as_lora(trained.model(), folder)
+
+
+def _reload_merged(trained: _Trained, folder: Path) -> nn.Module:
+    return trained.base(folder).model.eval()
+
+
+def _reload_adapter(trained: _Trained, folder: Path) -> nn.Module:
+    return trained.carrier.load(trained.base().model, folder).eval()
+
+
+def _reload_lora(trained: _Trained, folder: Path) -> nn.Module:
+    return PeftModel.from_pretrained(trained.base().model, folder).eval()  # type: ignore[no-any-return]
+
+
+_Writer = Callable[[_Trained, Path], None]
+_Reloader = Callable[[_Trained, Path], nn.Module]
+_WRITERS: dict[str, tuple[_Writer, _Reloader]] = {
+    "merged": (_write_merged, _reload_merged),
+    "peft": (_write_peft, _reload_adapter),
+    "lora": (_write_lora, _reload_lora),
+}

@@ -1,0 +1,253 @@
+"""Everything that happens before training: load, resolve, check, select, inject, group, show."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from deltatune import data as data_room
+from deltatune import parts, sites
+from deltatune.base import Base, load_base
+from deltatune.bridges.carriers import Carrier, Injection, carrier_of
+from deltatune.bridges.names import trained_parameters
+from deltatune.comparison import costs
+from deltatune.coverage import Coverage, check, coverage
+from deltatune.data.encoding import Collator, Encoded, encode
+from deltatune.data.loading import Examples
+from deltatune.errors import InputError
+from deltatune.part import Selection
+from deltatune.recipe import Recipe
+from deltatune.seeds import generator_for
+from deltatune.sites import Sites
+from deltatune.updates import groups as grouping
+from deltatune.updates.update import Group
+
+__all__ = ["Plan", "device", "plan", "show"]
+
+TASK_TYPES = {
+    "classification": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "completion": "CAUSAL_LM",
+    "chat": "CAUSAL_LM",
+    "text": "CAUSAL_LM",
+}
+FRESH_HEAD_TASKS = ("classification", "regression")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has been checked and only needs to be trained.
+
+    Args:
+        recipe: the recipe.
+        base: what was loaded; its model object is the one inside `model`.
+        carrier: put the delta in, and can take it out.
+        encoded: token ids of every split.
+        sites: of the base.
+        selection: where the delta lives.
+        covered: what the selection matched.
+        model: the model to train.
+        objective: the loss.
+        collate: rows -> batch.
+        groups: of the optimizer.
+        inputs: what identifies the run beside its recipe.
+        meter: of costs, from the loaded base on.
+        constant_loss: loss of the uniform predictor, ln C; None where there is none.
+        prior_entropy: loss of the best constant predictor, the entropy of the training labels.
+        predicted: costs of one step by formula.
+        flops: of one step on the first batch, counted.
+    """
+
+    recipe: Recipe
+    base: Base
+    carrier: Carrier
+    encoded: Encoded
+    sites: Sites
+    selection: Selection
+    covered: Coverage
+    model: nn.Module
+    objective: Any
+    collate: Collator
+    groups: tuple[Group, ...]
+    inputs: Mapping[str, Any]
+    meter: costs.CostMeter
+    constant_loss: float | None
+    prior_entropy: float
+    predicted: Mapping[str, Any]
+    flops: int
+
+    @property
+    def evaluated_split(self) -> str:
+        """The split that is scored before and after: test where there is one."""
+        return "test" if "test" in self.encoded.splits else "validation"
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Scalars that train."""
+        return sum(group.number_of_parameters for group in self.groups)
+
+
+def device() -> torch.device:
+    """Return the accelerator of this process, or the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def plan(
+    model: str | Path,
+    data: Any,
+    recipe: Recipe,
+    *,
+    columns: Mapping[str, str] | None,
+    task: str | None,
+    allow_remote_code: bool,
+    console: Console,
+) -> Plan:
+    """Do all that comes before training, and refuse what would go wrong in it.
+
+    Raises:
+        InputError: the first thing that is wrong with model, data or recipe.
+    """
+    examples = data_room.load(data, columns=columns, task=task, seed=recipe.training.seed)
+    carrier = carrier_of(recipe.delta)
+    objective = _objective(recipe, examples.task)
+    base = load_base(
+        model,
+        task=examples.task,
+        label_names=examples.label_names,
+        precision="float32" if carrier.trains_base else recipe.training.precision,
+        allow_remote_code=allow_remote_code,
+        seed=recipe.training.seed,
+        device=device(),
+    )
+    meter = costs.CostMeter(device())
+    encoded = encode(examples, base.tokenizer, max_length=_length(recipe, base, console))
+    console.print(encoded.supervision.table())
+    encoded.supervision.check()
+    places = sites.of(base.model)
+    selection = recipe.selection(
+        base.model, places, generator=generator_for(recipe.training.seed, "selection")
+    )
+    covered = coverage(places, selection)
+    check(covered, allow_partial=getattr(recipe.selection, "allow_partial", False))
+    injection = Injection(
+        sites=places,
+        selection=selection,
+        trained_modules=_fresh_head(places, examples.task),
+        seed=recipe.training.seed,
+        task_type=TASK_TYPES[examples.task],
+    )
+    prepared = carrier.prepare(base.model, injection)
+    groups = grouping.plan_groups(
+        trained_parameters(prepared, places),
+        recipe.update,
+        places,
+        learning_rate=recipe.optimizer.learning_rate,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    console.print(covered.table())
+    console.print(grouping.table(groups))
+    collate = Collator(base.tokenizer)
+    uniform, prior = _constant_losses(encoded)
+    flops, predicted = _step_costs(prepared, places, encoded, collate, objective, recipe)
+    return Plan(
+        recipe=recipe,
+        base=base,
+        carrier=carrier,
+        encoded=encoded,
+        sites=places,
+        selection=selection,
+        covered=covered,
+        model=prepared,
+        objective=objective,
+        collate=collate,
+        groups=groups,
+        inputs=_inputs(model, examples, allow_remote_code),
+        meter=meter,
+        constant_loss=uniform,
+        prior_entropy=prior,
+        predicted=predicted,
+        flops=flops,
+    )
+
+
+def _inputs(model: str | Path, examples: Examples, allow_remote_code: bool) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "data": examples.source,
+        "data_fingerprint": examples.fingerprint,
+        "task": examples.task,
+        "columns": dict(examples.columns),
+        "label_names": list(examples.label_names),
+        "allow_remote_code": allow_remote_code,
+    }
+
+
+def _objective(recipe: Recipe, task: str) -> Any:
+    if recipe.objective is not None:
+        return recipe.objective
+    for declared in parts.known("objectives").values():
+        if task in declared.options.tasks:
+            return declared.options()
+    raise InputError(f"no objective declares the task {task!r} as its own: give the recipe an objective")
+
+
+def _length(recipe: Recipe, base: Base, console: Console) -> int:
+    """Cut the asked length to what the model has positions for, and say so."""
+    asked = recipe.training.max_length
+    allowed = getattr(base.model.config, "max_position_embeddings", None) or asked
+    if asked > allowed:
+        console.print(f"max_length {asked} is cut to {allowed}, the positions that the model has")
+    return min(asked, allowed)
+
+
+def _fresh_head(places: Sites, task: str) -> tuple[str, ...]:
+    """Return the top modules of the head, which has to train for a task of its own."""
+    if task not in FRESH_HEAD_TASKS:
+        return ()
+    return tuple(dict.fromkeys(site.module.split(".")[0] for site in places.with_roles("head")))
+
+
+def _constant_losses(encoded: Encoded) -> tuple[float | None, float]:
+    """Return ln C and the entropy of the training labels, both in nats."""
+    if encoded.task != "classification":
+        return None, 0.0
+    counts = Counter(encoded.splits["train"]["labels"])
+    number = sum(counts.values())
+    entropy = -sum(count / number * math.log(count / number) for count in counts.values())
+    return math.log(max(len(encoded.label_names), 2)), entropy
+
+
+def _step_costs(
+    model: nn.Module, places: Sites, encoded: Encoded, collate: Collator, objective: Any, recipe: Recipe
+) -> tuple[int, Mapping[str, Any]]:
+    """Count the FLOPs of one micro-batch, and predict them by formula."""
+    train = encoded.splits["train"]
+    rows = [train[i] for i in range(min(recipe.training.batch_size, len(train)))]
+    on = next(model.parameters()).device
+    batch = {key: value.to(on) for key, value in collate(rows).items()}
+    labels = batch["labels"]
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+
+    def loss(trained: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
+        total: torch.Tensor = objective.total(trained(**given), {**given, "labels": labels})
+        return total
+
+    counted = costs.count_flops(model, inputs, loss)
+    sequences, length = batch["input_ids"].shape
+    predicted = costs.predicted_costs(
+        model,
+        places,
+        tokens_per_step=sequences * length,
+        sequence_length=length,
+        optimizer=recipe.optimizer.name,
+    )
+    return counted, predicted

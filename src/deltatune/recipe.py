@@ -1,0 +1,299 @@
+"""A recipe: which delta, where, at which rates, for which loss. One value, checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from deltatune import parts
+from deltatune.bridges import carriers, delta_forms
+from deltatune.errors import InputError, nearest_first, unknown_name
+from deltatune.selections.by_role import ByRole
+from deltatune.updates.ratios import Ratios
+
+__all__ = ["InPlace", "Optimizer", "Recipe", "Training", "from_plain", "json_schema", "named", "read"]
+
+InPlace = carriers.InPlace
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value} is not allowed: give a finite number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The rule that turns gradients into steps.
+
+    Args:
+        name: any optimizer name of transformers (`adamw_torch`, `sgd`, `adafactor`, `adamw_bnb_8bit`, ...).
+        learning_rate: of a parameter whose factors are all 1, at the top of the schedule.
+        betas: decay rates of Adam's moments.
+        epsilon: added to Adam's denominator.
+        weight_decay: decoupled, as a fraction per unit of learning rate.
+    """
+
+    name: str = "adamw_torch"
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(learning_rate=self.learning_rate, epsilon=self.epsilon)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"weight_decay={self.weight_decay} is not allowed: give a number from 0 up")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas={self.betas} is not allowed: give two numbers in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and in which portions a run trains.
+
+    Args:
+        epochs: passes over the training examples.
+        steps: optimizer steps at most; 0 sets no bound beside `epochs`.
+        batch_size: examples per micro-batch and device.
+        accumulation: micro-batches per optimizer step.
+        max_length: tokens per example at most; longer ones are cut and counted.
+        schedule: any learning-rate schedule name of transformers.
+        warmup: fraction of all steps with a rising rate, in [0, 1).
+        max_gradient_norm: gradients are scaled down to this norm.
+        precision: `float32` or `bfloat16`, of the forward and backward passes.
+        checkpoint_every: optimizer steps between checkpoints; 0 makes one per epoch.
+        seed: of the data order, the dropout and every start value.
+    """
+
+    epochs: float = 3.0
+    steps: int = 0
+    batch_size: int = 32
+    accumulation: int = 1
+    max_length: int = 256
+    schedule: str = "linear"
+    warmup: float = 0.06
+    max_gradient_norm: float = 1.0
+    precision: str = "float32"
+    checkpoint_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            max_length=self.max_length,
+            max_gradient_norm=self.max_gradient_norm,
+        )
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup={self.warmup} is not allowed: give a fraction in [0, 1)")
+        for name in ("steps", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} is not allowed: give a number from 0 up")
+        if self.precision not in carriers.PRECISIONS:
+            raise unknown_name("precision", self.precision, carriers.PRECISIONS)
+        if self.schedule not in carriers.SCHEDULES:
+            raise unknown_name("schedule", self.schedule, carriers.SCHEDULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way of fine-tuning, independent of model and data.
+
+    Args:
+        name: for tables and files.
+        delta: options of a delta of ours, any `peft.PeftConfig`, or `InPlace()` (base weights train).
+        selection: where the delta may live.
+        update: rates and rhythm.
+        objective: the loss; None takes the one that the data's task declares as its own.
+        optimizer: the step rule.
+        training: length and portions.
+    """
+
+    name: str = "custom"
+    delta: Any
+    selection: Any = field(default_factory=lambda: ByRole(roles=("query", "value")))
+    update: Any = field(default_factory=Ratios)
+    objective: Any = None
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        carriers.carrier_of(self.delta)
+        parts.declaration_of(self.selection, "selections")
+        parts.declaration_of(self.update, "updates")
+        if self.objective is not None:
+            parts.declaration_of(self.objective, "objectives")
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the recipe as plain values, the form of its YAML file."""
+        return {
+            "name": self.name,
+            "delta": delta_forms.delta_to_plain(self.delta),
+            "selection": parts.to_plain(self.selection, "selections"),
+            "update": parts.to_plain(self.update, "updates"),
+            "objective": self.objective and parts.to_plain(self.objective, "objectives"),
+            "optimizer": _plain_fields(self.optimizer),
+            "training": _plain_fields(self.training),
+        }
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML text; `from_plain` of the loaded text gives the recipe back."""
+        return yaml.safe_dump(self.to_plain(), sort_keys=False)
+
+    def with_fields(self, assignments: Mapping[str, Any]) -> Recipe:
+        """Return a copy with single fields replaced, by dotted path (`training.epochs`)."""
+        plain = self.to_plain()
+        for path, value in assignments.items():
+            _assign(plain, path, value)
+        return from_plain(plain)
+
+
+def _plain_fields(options: Any) -> dict[str, Any]:
+    fields = dataclasses.asdict(options)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def _assign(plain: dict[str, Any], path: str, value: Any) -> None:
+    """Set one field by dotted path; a part replaced by name starts from its defaults."""
+    *parents, last = path.split(".")
+    place: Any = plain
+    for i, key in enumerate(parents):
+        if not isinstance(place, Mapping) or key not in place:
+            known = _paths(plain)
+            raise unknown_name("field", path, known)
+        place = place[key]
+        if place is None or not isinstance(place, dict):
+            raise InputError(f"{'.'.join(parents[: i + 1])} has no fields: set it as a whole first")
+    part_fields = "kind" in place and bool(parents)
+    if last not in place and not part_fields:
+        raise unknown_name("field", path, _paths(plain))
+    place[last] = value
+
+
+def _paths(plain: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in plain.items():
+        found.append(prefix + key)
+        if isinstance(value, Mapping):
+            found += _paths(value, f"{prefix}{key}.")
+    return found
+
+
+def from_plain(plain: Any) -> Recipe:
+    """Build a recipe from plain values, naming the first mistake and the nearest allowed name.
+
+    Raises:
+        InputError: an unknown key or name, a missing or impossible value.
+    """
+    if not isinstance(plain, Mapping):
+        raise InputError(f"the recipe is {plain!r}: give a mapping with the key 'delta'")
+    names = [entry.name for entry in dataclasses.fields(Recipe)]
+    for key in plain:
+        if key not in names:
+            raise unknown_name("recipe key", key, names)
+    if "delta" not in plain:
+        raise InputError("the recipe has no key 'delta': give the delta that it trains")
+    values: dict[str, Any] = {"delta": delta_forms.delta_from_plain(plain["delta"])}
+    for key, room in (("selection", "selections"), ("update", "updates"), ("objective", "objectives")):
+        if plain.get(key) is not None:
+            values[key] = parts.from_plain(plain[key], room, where=key)
+    for key, options in (("optimizer", Optimizer), ("training", Training)):
+        if key in plain:
+            if not isinstance(plain[key], Mapping):
+                raise InputError(f"{key} is {plain[key]!r}: give a mapping of its fields")
+            values[key] = parts.validated(options, plain[key], key)
+    if "name" in plain:
+        values["name"] = str(plain["name"])
+    return Recipe(**values)
+
+
+def named(name: str, assignments: Mapping[str, Any] | None = None) -> Recipe:
+    """Make a recipe of the catalogue, with single values replaced.
+
+    Args:
+        name: a name of `deltatune recipes`.
+        assignments: a parameter of the recipe's function, or the dotted path of a field, -> value.
+
+    Raises:
+        InputError: an unknown recipe, parameter or field, nearest names first.
+    """
+    catalogue = parts.known("recipes")
+    if name not in catalogue:
+        raise unknown_name("recipe", name, catalogue)
+    function = catalogue[name].implementation
+    parameters = inspect.signature(function).parameters
+    given = dict(assignments or {})
+    arguments = {key: given.pop(key) for key in list(given) if key in parameters}
+    try:
+        recipe: Recipe = pydantic.validate_call(function)(**arguments)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause from error
+        path = ".".join(str(step) for step in first["loc"])
+        raise InputError(f"{path}={first['input']!r} is not allowed: {first['msg']}") from error
+    return _with_known_fields(recipe, given, tuple(parameters))
+
+
+def _with_known_fields(recipe: Recipe, given: Mapping[str, Any], parameters: Sequence[str]) -> Recipe:
+    top_level = [entry.name for entry in dataclasses.fields(Recipe)]
+    for key in given:
+        if "." not in key and key not in top_level:
+            known = [*parameters, *_paths(recipe.to_plain())]
+            raise unknown_name("field", key, nearest_first(key, known))
+    return recipe.with_fields(given) if given else recipe
+
+
+def read(source: str | Path, assignments: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe: the name of one of the catalogue, or the path of a YAML file.
+
+    Raises:
+        InputError: a missing file, broken YAML (with its line), or anything `from_plain` refuses.
+    """
+    text = str(source)
+    if not text.endswith((".yaml", ".yml")):
+        return named(text, assignments)
+    path = Path(text)
+    if not path.is_file():
+        raise InputError(f"recipe file {text!r} does not exist: give a path or a name of the catalogue")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe file {text!r} is not readable YAML: {_one_line(error)}") from error
+    return from_plain(plain).with_fields(assignments or {})
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe file."""
+    properties: dict[str, Any] = {
+        "name": {"type": "string"},
+        "delta": delta_forms.delta_schema(),
+        "selection": parts.json_schema("selections"),
+        "update": parts.json_schema("updates"),
+        "objective": {"anyOf": [parts.json_schema("objectives"), {"type": "null"}]},
+        "optimizer": pydantic.TypeAdapter(Optimizer).json_schema(),
+        "training": pydantic.TypeAdapter(Training).json_schema(),
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "deltatune recipe",
+        "type": "object",
+        "properties": properties,
+        "required": ["delta"],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,209 @@
+"""The main job: from a recipe, a model and data to a run on disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deltatune import planning, run_report
+from deltatune.bridges import keeping, progress, session
+from deltatune.comparison.costs import CostMeter
+from deltatune.comparison.environment import environment
+from deltatune.comparison.evaluation import Evaluation, evaluate, is_constant_prediction
+from deltatune.errors import Diverged, InputError, WorkError
+from deltatune.files import write_json_atomically, write_text_atomically
+from deltatune.planning import Plan
+from deltatune.recipe import Recipe, read
+from deltatune.run_folder import RunFolder
+
+__all__ = ["Run", "finetune"]
+
+EVALUATED_AT_MOST = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    Args:
+        folder: where everything lies.
+        before: metrics of the base.
+        after: metrics of the tuned model.
+        costs: the content of `costs.json`.
+    """
+
+    folder: Path
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    costs: Mapping[str, Any]
+
+
+def finetune(
+    model: str | Path,
+    data: Any,
+    recipe: str | Path | Recipe = "efficientft",
+    *,
+    output: str | Path,
+    assignments: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+    resume: bool = False,
+    allow_remote_code: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Fine-tune a model on data by a recipe, and write everything that matters to a folder.
+
+    Args:
+        model: folder, Hugging Face name, or `package:NAME`.
+        data: file, folder, Hugging Face name, `datasets` object or list of rows.
+        recipe: a recipe, a name of the catalogue, or the path of a YAML file.
+        output: folder of the run; must not hold a finished one.
+        assignments: dotted field or parameter of the recipe -> value, as `--set` gives them.
+        columns: column role (`text`, `label`, `prompt`, ...) -> column name; guessed if not given.
+        task: task of the data; guessed if not given.
+        resume: go on with an unfinished run, bit for bit as if it had not stopped.
+        allow_remote_code: whether code that comes with the model may run.
+        console: where to show progress; the terminal's standard error if not given.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: anything wrong with the inputs, before training starts.
+        WorkError: training diverged, stopped, or could not be saved.
+    """
+    console = console or Console(stderr=True)
+    chosen = recipe.with_fields(assignments or {}) if isinstance(recipe, Recipe) else read(recipe, assignments)
+    folder = RunFolder(Path(output))
+    if folder.path.exists() or resume:
+        folder.open(resume=resume)
+    plan = planning.plan(
+        model, data, chosen, columns=columns, task=task, allow_remote_code=allow_remote_code, console=console
+    )
+    if resume:
+        folder.check_same(chosen, plan.inputs)
+    else:
+        folder.open(resume=False)
+        folder.begin(chosen, {"inputs": plan.inputs, **environment()})
+    try:
+        return _train(plan, folder, resume=resume, console=console)
+    except OSError as error:
+        raise WorkError(
+            f"writing to {str(folder.path)!r} failed: {error.strerror or error}; make room and go on with --resume"
+        ) from error
+
+
+def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> Run:
+    before = _before(plan, folder)
+    checkpoint = session.latest(folder.checkpoints) if resume else None
+    folder.keep_metrics_until(session.step_of(checkpoint))
+    watch = progress.Progress(console, folder.metrics)
+    trainer = session.session(
+        plan.model,
+        plan.encoded.splits["train"],
+        plan.collate,
+        plan.recipe,
+        plan.sites,
+        objective=plan.objective,
+        folder=folder.checkpoints,
+        meter=plan.meter,
+        trains_base=plan.trains_base,
+        constant_loss=plan.constant_loss,
+        callbacks=[watch],
+    )
+    with watch:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    after = _evaluate(plan)
+    costs = {**plan.meter.to_dict(), **plan.costs(trainer.optimizer)}
+    keeping.save_trained(plan, folder.adapter)
+    costs["adapter_bytes"] = _bytes(folder.adapter)
+    return _finish(plan, folder, before, after, costs, console)
+
+
+def _finish(
+    plan: Plan,
+    folder: RunFolder,
+    before: Mapping[str, Any],
+    after: Evaluation,
+    costs: dict[str, Any],
+    console: Console,
+) -> Run:
+    """Write what is left, the evaluation last; a collapse is written like any result, then said."""
+    write_json_atomically(folder.costs, costs)
+    result = {"before": dict(before), "after": after.to_dict()}
+    summary = run_report.summary(plan, result, costs, folder)
+    write_text_atomically(folder.report, run_report.page(plan, result, costs, folder))
+    write_json_atomically(folder.evaluation, result)
+    folder.remove_checkpoints()
+    console.print(summary)
+    _check_not_collapsed(plan, folder, after)
+    return Run(folder=folder.path, before=before["metrics"], after=after.metrics, costs=costs)
+
+
+def _before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
+    """Score the untrained model, or take the scores that an interrupted run already has."""
+    if folder.evaluation.is_file():
+        recorded: Mapping[str, Any] = folder.read(folder.evaluation)["before"]
+        return recorded
+    scores = _evaluate(plan).to_dict()
+    write_json_atomically(folder.evaluation, {"before": scores})
+    return scores
+
+
+def _evaluate(plan: Plan) -> Evaluation:
+    return evaluate(
+        plan.model,
+        plan.encoded.splits[plan.evaluated_split],
+        plan.collate,
+        task=plan.encoded.task,
+        split=plan.evaluated_split,
+        batch_size=4 * plan.recipe.training.batch_size,
+        at_most=EVALUATED_AT_MOST,
+        autocast=plan.recipe.training.precision == "bfloat16",
+    )
+
+
+def _check_not_collapsed(plan: Plan, folder: RunFolder, after: Evaluation) -> None:
+    """Fail a run that ended as the constant predictor: its loss says so, and so do its answers.
+
+    The loss of the best constant predictor is the entropy of the training labels, below ln C when
+    they are not balanced; a guard at ln C alone misses a fall to the majority class.
+    """
+    losses = [row["loss"] for row in folder.read_metrics()][-20:]
+    if plan.constant_loss is None or len(losses) < 20 or not is_constant_prediction(after):
+        return
+    mean = sum(losses) / len(losses)
+    if mean > 0.98 * plan.prior_entropy:
+        raise Diverged(
+            f"the run fell to the constant predictor (mean of the last 20 losses {mean:.3f}, best constant "
+            f"{plan.prior_entropy:.3f}; one class for every example): lower optimizer.learning_rate="
+            f"{plan.recipe.optimizer.learning_rate:g}, for example by half"
+        )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free room on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to start when what must be written cannot fit.
+
+    Raises:
+        InputError: less room than `needed` bytes.
+    """
+    free = free_bytes(folder)
+    if free < needed:
+        raise InputError(
+            f"{str(folder)!r} has {free / 2**20:.0f} MiB free, and the run writes about "
+            f"{needed / 2**20:.0f} MiB: make room or give another output folder"
+        )

@@ -1,0 +1,102 @@
+"""What a reader sees of a finished run: a short table at the end, and a page to keep."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from deltatune.planning import Plan
+from deltatune.run_folder import RunFolder
+from deltatune.updates import groups as grouping
+
+__all__ = ["page", "summary"]
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def summary(
+    plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder: RunFolder
+) -> Group:
+    """Return the table that ends a run: before, after, parameters, time, place, what to try next."""
+    headline = result["after"]["headline"]
+    before, after = result["before"]["metrics"][headline], result["after"]["metrics"][headline]
+    total = sum(parameter.numel() for parameter in plan.base.model.parameters())
+    trained = costs["trainable_parameters"]
+    rows = Table(title=f"{plan.recipe.name}: done", show_header=False)
+    rows.add_row(f"{headline} before", f"{before:.4f}  ({result['before']['split']})")
+    rows.add_row(f"{headline} after", f"{after:.4f}  ({result['after']['examples']} examples)")
+    if "majority_accuracy" in result["after"]["metrics"]:
+        rows.add_row("majority class", f"{result['after']['metrics']['majority_accuracy']:.4f}")
+    rows.add_row("parameters trained", f"{trained:,} ({100 * trained / total:.2f} %)")
+    rows.add_row("training time", f"{costs['wall_seconds']:.1f} s")
+    rows.add_row("result", str(folder.path))
+    following = Text(f"try next: deltatune export {folder.path} --to merged")
+    return Group(rows, following)
+
+
+def page(
+    plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder: RunFolder
+) -> str:
+    """Return the run's page: self-contained HTML without scripts."""
+    console = Console(record=True, width=110, file=io.StringIO())
+    console.print(Text(f"deltatune run {folder.path.name}", style="bold"))
+    console.print(f"model {plan.inputs['model']}, data {plan.inputs['data']}, task {plan.inputs['task']}")
+    console.print(summary(plan, result, costs, folder))
+    console.print(_scores(result))
+    console.print(_losses(folder.read_metrics()))
+    console.print(plan.covered.table())
+    console.print(grouping.table(plan.groups))
+    console.print(plan.encoded.supervision.table())
+    console.print(_costs(costs))
+    console.print(Text("recipe", style="bold"))
+    console.print(plan.recipe.to_yaml(), highlight=False)
+    return console.export_html(inline_styles=True)
+
+
+def _scores(result: Mapping[str, Any]) -> Table:
+    shown = Table(title="scores")
+    for column in ("metric", "before", "after"):
+        shown.add_column(column)
+    for name, after in result["after"]["metrics"].items():
+        shown.add_row(name, f"{result['before']['metrics'][name]:.4f}", f"{after:.4f}")
+    return shown
+
+
+def _losses(metrics: Sequence[Mapping[str, Any]]) -> Group:
+    """Draw the loss as one line of blocks, one block per fortieth of the run, and its numbers."""
+    stride = max(-(-len(metrics) // 40), 1)
+    means = []
+    for start in range(0, len(metrics), stride):
+        part = [row["loss"] for row in metrics[start : start + stride]]
+        means.append(sum(part) / len(part))
+    if not means:
+        return Group(Text("no training step was recorded"))
+    low, high = min(means), max(means)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    line = "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+    text = f"training loss, means of {stride} steps: first {means[0]:.4f}, last {means[-1]:.4f}"
+    return Group(Text(text), Text(line))
+
+
+def _costs(costs: Mapping[str, Any]) -> Table:
+    shown = Table(title="costs")
+    for column in ("figure", "value"):
+        shown.add_column(column)
+    for name, value in costs.items():
+        if isinstance(value, Mapping):
+            for inner, number in value.items():
+                shown.add_row(f"{name}.{inner}", _number(number))
+        else:
+            shown.add_row(name, _number(value))
+    return shown
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
