@@ -197,7 +197,7 @@ def validated(options: type[Any], fields: Mapping[str, Any], where: str) -> Any:
 
 @functools.cache
 def _adapter(options: type[Any]) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(options, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+    return pydantic.TypeAdapter(options)
 
 
 def json_schema(room: str) -> dict[str, Any]:
