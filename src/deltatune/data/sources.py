@@ -1,0 +1,205 @@
+"""What the user calls the data (a path, a name, an object) in, named splits out."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from huggingface_hub.errors import HfHubHTTPError
+
+from deltatune.data import reading
+from deltatune.errors import InputError, nearest_first
+
+__all__ = ["SPLIT_NAMES", "Source", "open_source"]
+
+# our name -> what others call the same part, the usual name first
+SPLIT_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?")
+HUB_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Splits as they were found, before columns are chosen.
+
+    Args:
+        name: what the user gave, for the record.
+        splits: "train", and "validation" and "test" where they exist.
+        notes: what was left out or renamed.
+    """
+
+    name: str
+    splits: dict[str, datasets.Dataset]
+    notes: tuple[str, ...] = ()
+
+
+def open_source(source: Any) -> Source:
+    """Open a path, a Hugging Face name or a Python object.
+
+    Args:
+        source: a file, a folder with `train.*` (and `validation.*`, `test.*`), a folder written
+            by `datasets`, a Hugging Face name (`owner/name` or `owner/name:configuration`), a
+            `datasets.Dataset` or `DatasetDict`, a list of mappings, or a mapping of split names to
+            those.
+
+    Raises:
+        InputError: nothing readable is there.
+    """
+    if isinstance(source, str | Path):
+        return _open_named(source)
+    if isinstance(source, Mapping):
+        parts = {name: _dataset(rows, f"split {name!r}") for name, rows in source.items()}
+        return _named_splits(f"{type(source).__name__} of {', '.join(parts)}", parts)
+    rows = _dataset(source, "the data")
+    return Source(name=f"{type(source).__name__} of {rows.num_rows} rows", splits={"train": rows})
+
+
+def _dataset(rows: Any, where: str) -> datasets.Dataset:
+    if isinstance(rows, datasets.Dataset):
+        found = rows
+    elif isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
+        places = [f"row {number}" for number in range(1, len(rows) + 1)]
+        found = datasets.Dataset(reading.table_of(rows, where, places))
+    else:
+        raise InputError(
+            f"{where} is a {type(rows).__name__}, which cannot be read: give a path, a Hugging "
+            "Face name, a datasets.Dataset or DatasetDict, or a list of dicts"
+        )
+    if found.num_rows == 0:
+        raise InputError(f"{where} holds no rows: give at least one")
+    return found
+
+
+def _open_named(source: str | Path) -> Source:
+    path = Path(source).expanduser()
+    name = str(source)
+    if path.is_dir():
+        return _open_folder(path, name)
+    if path.exists():
+        return Source(name=name, splits={"train": datasets.Dataset(reading.read_file(path))})
+    if path.suffix.lower() in reading.RUNS_CODE:
+        reading.check_readable(path)
+    is_hub_name = isinstance(source, str) and HUB_NAME.fullmatch(source) is not None
+    if not is_hub_name or path.suffix.lower() in reading.READABLE_SUFFIXES:
+        reading.existing(path)
+    return _open_hub(name, path)
+
+
+def _open_folder(path: Path, name: str) -> Source:
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _open_saved(path, name)
+    found: dict[str, list[Path]] = {}
+    folders = [path, path / "data"]  # a snapshot of a Hugging Face data set keeps its files in data
+    for file in sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir()):
+        split = _split_of(file)
+        if split is not None:
+            found.setdefault(split, []).append(file)
+    if "train" not in found:
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        raise InputError(
+            f"folder {path} has no train file: name one train.jsonl (or "
+            f"{', '.join(reading.READABLE_SUFFIXES[1:])}), or give one file; it holds {names}"
+        )
+    splits = {split: _joined(path, found[split]) for split in SPLIT_NAMES if split in found}
+    return Source(name=name, splits=splits)
+
+
+def _split_of(file: Path) -> str | None:
+    if not file.is_file() or file.suffix.lower() not in reading.READABLE_SUFFIXES:
+        return None
+    stem = re.sub(r"-\d+-of-\d+(-\w+)?$|[-_.]\d+$", "", file.stem.lower())  # shards of one split
+    return next((split for split, names in SPLIT_NAMES.items() if stem in names), None)
+
+
+def _joined(folder: Path, files: list[Path]) -> datasets.Dataset:
+    suffixes = sorted({file.suffix.lower() for file in files})
+    names = {re.sub(r"\d", "", file.stem) for file in files}
+    if len(suffixes) > 1 or len(names) > 1:
+        listed = ", ".join(file.name for file in files)
+        raise InputError(f"folder {folder} has one split more than once ({listed}): keep one")
+    tables = [reading.read_file(file) for file in files]
+    try:
+        return datasets.Dataset(pa.concat_tables(tables, promote_options="permissive"))
+    except pa.ArrowException as error:
+        listed = ", ".join(file.name for file in files)
+        reason = " ".join(str(error).split())
+        raise InputError(f"folder {folder}: {listed} do not fit together: {reason}") from error
+
+
+def _open_saved(path: Path, name: str) -> Source:
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"folder {path} is not a complete saved data set: {reason}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        return _named_splits(name, {str(key): part for key, part in saved.items()})
+    return Source(name=name, splits={"train": _dataset(saved, str(path))})
+
+
+def _named_splits(name: str, parts: Mapping[str, datasets.Dataset]) -> Source:
+    """Give splits our names; `train_sft` counts as train if no other part is like it."""
+    splits: dict[str, datasets.Dataset] = {}
+    used: set[str] = set()
+    for split, names in SPLIT_NAMES.items():
+        exact = [given for given in names if given in parts]
+        alike = [given for given in parts if str(given).lower().startswith(names)]
+        chosen = exact[:1] or (alike if len(alike) == 1 else [])
+        for given in chosen:
+            splits[split] = _dataset(parts[given], f"split {given!r} of {name}")
+            used.add(given)
+    if "train" not in splits:
+        raise InputError(
+            f"{name} has no split named train; it has {', '.join(map(str, parts)) or 'none'}: "
+            'give the splits as {"train": ..., "test": ...}'
+        )
+    unused = [str(given) for given in parts if given not in used]
+    notes = (f"splits not used: {', '.join(unused)}",) if unused else ()
+    return Source(name=name, splits=splits, notes=notes)
+
+
+def _open_hub(name: str, path: Path) -> Source:
+    folder = path.parent if path.parent.is_dir() else Path()
+    nearest = nearest_first(path.name, (entry.name for entry in folder.iterdir()))[:3]
+    hint = f" (nearest here: {', '.join(nearest)})" if nearest else ""
+    refusal = (
+        f"{name!r} is neither a file or folder here{hint} nor a reachable Hugging Face data set"
+    )
+    repository, _, configuration = name.partition(":")
+    if not _is_cached(repository):
+        _check_reachable(repository, refusal)
+    try:
+        loaded = datasets.load_dataset(repository, configuration or None)
+    except (OSError, RuntimeError, ValueError, HfHubHTTPError) as error:
+        raise InputError(f"{refusal}: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        raise InputError(f"{name!r} did not load as named splits but as {type(loaded).__name__}")
+    return _named_splits(name, {str(key): part for key, part in loaded.items()})
+
+
+def _is_cached(repository: str) -> bool:
+    return (Path(datasets.config.HF_DATASETS_CACHE) / repository.replace("/", "___")).is_dir()
+
+
+def _check_reachable(repository: str, refusal: str) -> None:
+    """Knock once, so that a mistyped path does not wait for half a minute of retries."""
+    if datasets.config.HF_HUB_OFFLINE:
+        return
+    address = f"{datasets.config.HF_ENDPOINT}/api/datasets/{repository}"
+    try:
+        urllib.request.urlopen(address, timeout=HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answers; whether this user may read the data set, the loading will tell
+    except OSError as error:
+        raise InputError(f"{refusal}: {datasets.config.HF_ENDPOINT} does not answer") from error
