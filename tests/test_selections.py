@@ -109,6 +109,7 @@ def test_by_role_takes_separate_projections_whole(tiny) -> None:
     ("fields", "message"),
     [
         ({"roles": ("valeu",)}, "role 'valeu' is not known: choose one of 'value'"),
+        ({"roles": "query"}, r"give a list, \['query'\]"),
         ({"roles": ()}, "give at least one"),
         ({"roles": ("key", "key")}, "each once"),
         ({"layers": (0, 0)}, "give each layer once"),
@@ -175,6 +176,8 @@ def test_by_pattern_names_the_nearest_when_nothing_matches(tiny) -> None:
 def test_by_pattern_refuses_empty_patterns(patterns) -> None:
     with pytest.raises(InputError, match="give at least one, none empty"):
         ByPattern(patterns=patterns)
+    with pytest.raises(InputError, match=r"give a list, \['q'\]"):
+        ByPattern(patterns="q")
 
 
 def test_explicit_gives_the_parts_as_written(tiny) -> None:
@@ -225,7 +228,10 @@ def test_explicit_names_the_nearest_weight_when_one_does_not_exist(tiny) -> None
         ({}, "name at least one weight"),
         ({"w": "all"}, "give 'whole', or one of"),
         ({"w": {"row": (1,)}}, "key 'row' is not known: choose one of 'rows'"),
-        ({"w": {"rows": ()}}, "has no rows"),
+        ({"w": {"rows": ()}}, "a list of at least one whole number"),
+        ({"w": {"rows": (1.5,)}}, "a list of at least one whole number"),
+        ({"w": {"rows": 3}}, "a list of at least one whole number"),
+        ({"w": {"rows": (1,), "columns": (1,)}}, "give 'whole', or one of"),
         ({"w": {"rows": (1, 1)}}, "repeated index"),
         ({"w": {"entries": (-1,)}}, "negative"),
     ],

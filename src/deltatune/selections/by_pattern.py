@@ -50,6 +50,9 @@ class ByPattern:
     allow_tied: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.patterns, str):
+            given = self.patterns
+            raise InputError(f"patterns={given!r} is not allowed: give a list, [{given!r}]")
         if not self.patterns or not all(self.patterns):
             raise InputError(
                 f"patterns={list(self.patterns)} is not allowed: give at least one, none empty, "

@@ -39,6 +39,8 @@ class ByRole:
     allow_tied: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.roles, str):
+            raise InputError(f"roles={self.roles!r} is not allowed: give a list, [{self.roles!r}]")
         for role in self.roles:
             if role not in ROLES:
                 raise unknown_name("role", role, ROLES)

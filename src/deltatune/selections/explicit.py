@@ -40,7 +40,7 @@ class Explicit:
     needs: ClassVar[frozenset[str]] = frozenset()
     changes_who_trains: ClassVar[bool] = False
 
-    weights: Mapping[str, str | Mapping[str, tuple[int, ...]]]
+    weights: Mapping[str, Any]
     allow_partial: bool = True
     allow_tied: bool = False
 
@@ -88,9 +88,13 @@ def _checked(name: str, part: Any) -> str | Mapping[str, tuple[int, ...]]:
     ((kind, indices),) = part.items()
     if kind not in _KINDS:
         raise unknown_name(f"weights[{name!r}]: key", kind, _KINDS)
-    if not len(indices):
-        raise InputError(f"weights[{name!r}] has no {kind}: give at least one, or leave it out")
-    return {kind: tuple(int(index) for index in indices)}
+    is_list = isinstance(indices, (list, tuple)) and all(type(index) is int for index in indices)
+    if not is_list or not indices:
+        raise InputError(
+            f"weights[{name!r}]: {kind}={indices!r} is not allowed: give a list of at least one "
+            f"whole number, or leave the weight out"
+        )
+    return {kind: tuple(indices)}
 
 
 def _part(plain: str | Mapping[str, tuple[int, ...]]) -> Part:
