@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from deltatune import sites
 from deltatune.coverage import check, coverage, gate
@@ -113,3 +115,20 @@ def test_coverage_refuses_a_weight_or_row_that_does_not_exist(tiny) -> None:
         coverage(found, {"pooler.weight": Whole()})
     with pytest.raises(InputError, match="Rows index 32 is outside"):
         coverage(found, {"pooler.dense.weight": Rows(torch.tensor([32]))})
+
+
+def test_coverage_table_shows_what_is_left_out(tiny) -> None:
+    model = tiny("llama")
+    selector = ByPattern(patterns=("layers.1.self_attn.q_proj",), allow_partial=True)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(run_gate(model, selector).table())
+    shown = console.export_text()
+    assert "places of the llama model: 7 train" in shown
+    (line,) = [line for line in shown.splitlines() if "query" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        "query",
+        "1",
+        "2",
+        "1,024",
+        "layers.0.self_attn.q_proj",
+    ]

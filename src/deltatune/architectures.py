@@ -57,6 +57,16 @@ def _grouped_query_key_value(config: Any) -> Layout:
     )
 
 
+def _query_key_value_of_each_head(config: Any) -> Layout:
+    """`[query | key | value]` of the first head, then of the second, and so on."""
+    d_head = config.hidden_size // config.num_attention_heads
+    starts = range(0, 3 * config.hidden_size, 3 * d_head)
+    return [
+        (role, [(start + i * d_head, start + (i + 1) * d_head) for start in starts])
+        for i, role in enumerate(("query", "key", "value"))
+    ]
+
+
 def _gate_up(config: Any) -> Layout:
     """`[gate | up]`, of equal width."""
     return _contiguous(gate=config.intermediate_size, up=config.intermediate_size)
@@ -66,6 +76,7 @@ LAYOUTS: Mapping[str, Callable[[Any], Layout]] = {
     "query_key_value": _query_key_value,
     "key_value": _key_value,
     "grouped_query_key_value": _grouped_query_key_value,
+    "query_key_value_of_each_head": _query_key_value_of_each_head,
     "gate_up": _gate_up,
 }
 
@@ -85,7 +96,18 @@ _T5_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
-        ("llama", "mistral", "qwen2", "qwen3"),
+        (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "granite",
+            "olmo2",
+            "smollm3",
+        ),
         {
             "embed_tokens": "embedding",
             **_under("layers.*.self_attn", _Q_K_V_O),
@@ -116,6 +138,29 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "h.*.crossattention.c_proj": "output",
             "h.*.mlp.c_fc": "up",
             "h.*.mlp.c_proj": "down",
+        },
+    ),
+    Architecture(
+        ("gpt_neox",),
+        {
+            "embed_in": "embedding",
+            "layers.*.attention.query_key_value": "query_key_value_of_each_head",
+            "layers.*.attention.dense": "output",
+            "layers.*.mlp.dense_h_to_4h": "up",
+            "layers.*.mlp.dense_4h_to_h": "down",
+        },
+    ),
+    Architecture(
+        ("distilbert",),
+        {
+            "embeddings.word_embeddings": "embedding",
+            "embeddings.position_embeddings": "embedding",
+            "transformer.layer.*.attention.q_lin": "query",
+            "transformer.layer.*.attention.k_lin": "key",
+            "transformer.layer.*.attention.v_lin": "value",
+            "transformer.layer.*.attention.out_lin": "output",
+            "transformer.layer.*.ffn.lin1": "up",
+            "transformer.layer.*.ffn.lin2": "down",
         },
     ),
     Architecture(

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
 
 from deltatune.errors import InputError
 from deltatune.part import Selection
@@ -65,6 +68,19 @@ class Coverage:
     def matched(self) -> int:
         """Number of places reached."""
         return sum(row.matched for row in self.rows)
+
+    def table(self) -> Table:
+        """Show what is reached of each role, and what is left out of a role reached in part."""
+        total = "" if self.trained_parameters is None else f": {self.trained_parameters:,} train"
+        table = Table(title=f"places of the {self.model_type} model{total}", title_justify="left")
+        for heading in ("role", "matched", "of", "scalars of the base", "left out"):
+            right = heading in ("matched", "of", "scalars of the base")
+            table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        for row in self.rows:
+            left_out = _named(row.not_matched) if row.matched else ""
+            numbers = (f"{row.matched}", f"{row.available}", f"{row.parameters:,}")
+            table.add_row(row.role, *numbers, escape(left_out))
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values, for JSON."""
@@ -193,6 +209,6 @@ def _partial(wanted: list[Site], reached: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _named(names: list[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     more = len(names) - _NAMED_AT_MOST
     return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

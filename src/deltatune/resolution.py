@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -205,12 +206,8 @@ def _sites_of_module(
     for name in names:
         if name == "bias" and bias is not None:
             continue
-        shape = tuple(module.get_parameter(name).shape)
         transposed = isinstance(module, Conv1D) and name == "weight"
-        in_features = 1
-        for length in shape[:-1] if transposed else shape[1:]:
-            in_features *= length
-        out_features = shape[-1] if transposed else (shape[0] if shape else 1)
+        out_features, in_features = _shape(module, name)
         for site_role, part, rows in _parts(role, config, out_features, path):
             base = path if name == "weight" else f"{prefix}{name}"
             yield Site(
@@ -225,6 +222,17 @@ def _sites_of_module(
                 in_features=in_features,
                 transposed=transposed,
             )
+
+
+def _shape(module: nn.Module, name: str) -> tuple[int, int]:
+    """Return `(out, in)` of a parameter: of one that is no matrix, its first axis and the rest."""
+    if isinstance(module, nn.Linear) and name == "weight":
+        # A quantized weight is packed: its own shape is not that of the projection.
+        return module.out_features, module.in_features
+    shape = tuple(module.get_parameter(name).shape)
+    if isinstance(module, Conv1D) and name == "weight":
+        return shape[1], shape[0]
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
 def _parts(

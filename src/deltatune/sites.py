@@ -6,8 +6,9 @@ model that owns a configuration; embeddings, heads and norms also from the modul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -75,16 +76,6 @@ class Sites(Mapping[str, Site]):
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_known_architecture: bool = True
 
-    def __post_init__(self) -> None:
-        at_weight: dict[str, tuple[Site, ...]] = {}
-        of_bias: dict[str, tuple[Site, ...]] = {}
-        for site in self.places.values():
-            at_weight[site.weight] = (*at_weight.get(site.weight, ()), site)
-            if site.bias is not None:
-                of_bias[site.bias] = (*of_bias.get(site.bias, ()), site)
-        object.__setattr__(self, "_at_weight", at_weight)
-        object.__setattr__(self, "_at_parameter", {**of_bias, **at_weight})
-
     def __getitem__(self, name: str) -> Site:
         return self.places[name]
 
@@ -113,10 +104,9 @@ class Sites(Mapping[str, Site]):
         Raises:
             InputError: no place has a weight of this name.
         """
-        index: dict[str, tuple[Site, ...]] = self.__dict__["_at_weight"]
-        if weight not in index:
-            raise unknown_name("weight", weight, index)
-        return index[weight]
+        if weight not in self._by_weight:
+            raise unknown_name("weight", weight, self._by_weight)
+        return self._by_weight[weight]
 
     def of_parameter(self, name: str) -> Site | None:
         """Return the site that a parameter of the adapter-free model belongs to.
@@ -124,9 +114,24 @@ class Sites(Mapping[str, Site]):
         None for a name that belongs to no site, and for the weight or bias of a fused projection,
         which belongs to several: `at_weight` gives them.
         """
-        index: dict[str, tuple[Site, ...]] = self.__dict__["_at_parameter"]
-        found = index.get(name, ())
+        found = self._by_weight.get(name) or self._by_bias.get(name, ())
         return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def _by_weight(self) -> dict[str, tuple[Site, ...]]:
+        return self._by(lambda site: site.weight)
+
+    @cached_property
+    def _by_bias(self) -> dict[str, tuple[Site, ...]]:
+        return self._by(lambda site: site.bias)
+
+    def _by(self, name_of: Callable[[Site], str | None]) -> dict[str, tuple[Site, ...]]:
+        found: dict[str, tuple[Site, ...]] = {}
+        for site in self.places.values():
+            name = name_of(site)
+            if name is not None:
+                found[name] = (*found.get(name, ()), site)
+        return found
 
     def _unknown_architecture(self, role: str) -> InputError:
         nearest = ", ".join(nearest_first(self.model_type, known_model_types()))
