@@ -41,6 +41,13 @@ def test_coverage_counts_entries_of_fused_weights_at_their_sites(tiny) -> None:
     assert [rows[role].parameters for role in ("query", "key", "value")] == [2, 0, 1]
 
 
+def test_coverage_counts_a_place_outside_the_layers_asked_for(tiny) -> None:
+    selection = {"layers.0.self_attn.q_proj.weight": Whole()}
+    found = coverage(sites.of(tiny("llama")), selection, layers=(1,))
+    rows = {row.role: row for row in found.rows}
+    assert (rows["query"].matched, rows["query"].available) == (1, 2)
+
+
 def test_coverage_is_plain_json(tiny) -> None:
     plain = run_gate(tiny("bert"), ByRole()).to_dict()
     assert json.loads(json.dumps(plain)) == plain

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -64,6 +64,28 @@ def test_sites_of_an_unknown_architecture_refuse_only_roles_of_projections() -> 
         found.with_roles("query")
 
 
+def test_sites_count_only_stacks_of_the_configured_length_when_the_architecture_is_unknown() -> (
+    None
+):
+    model = unknown_model()
+    model.experts = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+    found = sites.of(model)
+    assert (found.number_of_layers, found["experts.1"].layer) == (2, None)
+
+
+def test_sites_are_unknown_when_one_of_two_stacks_is(tiny) -> None:
+    class Both(PreTrainedModel):
+        config_class = GPT2Config
+
+        def __init__(self, config: GPT2Config) -> None:
+            super().__init__(config)
+            self.known, self.other = tiny("gpt2"), unknown_model()
+
+    found = sites.of(Both(GPT2Config(n_embd=8)))
+    assert found["known.h.0.attn.c_attn:query"].role == "query"
+    assert not found.is_known_architecture
+
+
 def test_sites_take_the_roles_a_user_gives() -> None:
     given = {"layers.*.self_attn.q_proj": "query", "self_attn.v_proj": "value"}
     found = sites.of(unknown_model(), roles=given)
@@ -105,7 +127,8 @@ def test_sites_refuse_a_map_of_roles_that_cannot_be(given, message) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_sites_refuse_a_model_with_adapters(tiny) -> None:
     wrapped = get_peft_model(tiny("bert"), LoraConfig(r=1, target_modules=["query"]))
-    for model in (wrapped, wrapped.get_base_model()):
+    prompted = get_peft_model(tiny("bert"), PromptTuningConfig(num_virtual_tokens=2))
+    for model in (wrapped, wrapped.get_base_model(), prompted):
         with pytest.raises(InputError, match="carries adapters: resolve the places of the base"):
             sites.of(model)
     assert sites.of(wrapped.unload()).is_known_architecture

@@ -282,6 +282,13 @@ def test_split_repeats_columns_and_whole_for_every_site(tiny) -> None:
     assert all(part == Whole() for _, part in split(found, "h.0.attn.c_attn.weight", Whole()))
 
 
+def test_join_puts_the_rows_of_a_fused_weight_in_rising_order(tiny) -> None:
+    found = sites.of(tiny("gpt2"))
+    query, _, value = found.at_weight("h.0.attn.c_attn.weight")
+    (part,) = sites.join(found, (value, query)).values()
+    assert part == Rows(torch.tensor([*range(32), *range(64, 96)]))
+
+
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 def test_split_undoes_join(tiny, name) -> None:
     found = sites.of(tiny("phi3"))

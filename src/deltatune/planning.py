@@ -14,23 +14,23 @@ from rich.console import Console
 from torch import nn
 
 from deltatune import data as data_room
-from deltatune import parts, sites
+from deltatune import parts
 from deltatune.base import Base, load_base
+from deltatune.bridges import applying
 from deltatune.bridges.carriers import Carrier, Injection, carrier_of
 from deltatune.bridges.names import trained_parameters
 from deltatune.comparison import costs
-from deltatune.coverage import Coverage, check, coverage
+from deltatune.coverage import Coverage
 from deltatune.data.encoding import Collator, Encoded, encode
 from deltatune.data.loading import Examples
 from deltatune.errors import InputError
 from deltatune.part import Selection
 from deltatune.recipe import Recipe
-from deltatune.seeds import generator_for
 from deltatune.sites import Sites
 from deltatune.updates import groups as grouping
 from deltatune.updates.update import Group
 
-__all__ = ["Plan", "device", "plan", "show"]
+__all__ = ["Plan", "device", "plan"]
 
 TASK_TYPES = {
     "classification": "SEQ_CLS",
@@ -132,12 +132,7 @@ def plan(
     encoded = encode(examples, base.tokenizer, max_length=_length(recipe, base, console))
     console.print(encoded.supervision.table())
     encoded.supervision.check()
-    places = sites.of(base.model)
-    selection = recipe.selection(
-        base.model, places, generator=generator_for(recipe.training.seed, "selection")
-    )
-    covered = coverage(places, selection)
-    check(covered, allow_partial=getattr(recipe.selection, "allow_partial", False))
+    places, selection, covered = applying.select(recipe, base.model)
     injection = Injection(
         sites=places,
         selection=selection,

@@ -12,9 +12,12 @@ from typing import Any
 
 import pydantic
 import yaml
+from torch import nn
+from transformers import Trainer
 
 from deltatune import parts
-from deltatune.bridges import carriers, delta_forms
+from deltatune.bridges import applying, carriers, delta_forms
+from deltatune.coverage import Coverage
 from deltatune.errors import InputError, nearest_first, unknown_name
 from deltatune.selections.by_role import ByRole
 from deltatune.updates.ratios import Ratios
@@ -133,6 +136,37 @@ class Recipe:
         parts.declaration_of(self.update, "updates")
         if self.objective is not None:
             parts.declaration_of(self.objective, "objectives")
+
+    def check(self, model: nn.Module) -> Coverage:
+        """Select on a model and check what was reached, without changing it.
+
+        Raises:
+            InputError: the selection reaches nothing, or only a part (the coverage gate).
+        """
+        return applying.select(self, model)[2]
+
+    def prepare(
+        self, base: nn.Module, *, trained_modules: Sequence[str] = (), task_type: str | None = None
+    ) -> nn.Module:
+        """Put the delta into a base model and freeze the rest.
+
+        Args:
+            base: a model without adapters.
+            trained_modules: names of modules that train whole beside the delta (a fresh head).
+            task_type: peft's name of the task (`SEQ_CLS`, `CAUSAL_LM`), or None.
+
+        Returns:
+            The model to give to any trainer.
+        """
+        return applying.prepare(self, base, trained_modules=trained_modules, task_type=task_type)
+
+    def trainer_class(self, cls: type[Trainer]) -> type[Trainer]:
+        """Return a subclass of a trainer class that computes this recipe's objective."""
+        return applying.trainer_class(self, cls)
+
+    def attach(self, trainer: Trainer) -> Trainer:
+        """Give a trainer of a prepared model this recipe's groups and rhythm; return it."""
+        return applying.attach(self, trainer)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the recipe as plain values, the form of its YAML file."""

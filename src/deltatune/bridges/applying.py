@@ -1,0 +1,73 @@
+"""A recipe in somebody else's training script: prepare any base, attach to any trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import Trainer
+
+from deltatune import sites
+from deltatune.bridges.carriers import Injection, carrier_of
+from deltatune.bridges.optimizer import attach_optimizer
+from deltatune.bridges.trainer import DeltaCallback, with_objective
+from deltatune.coverage import Coverage, gate
+from deltatune.errors import InputError
+from deltatune.part import Selection
+from deltatune.seeds import generator_for
+from deltatune.sites import Sites
+
+if TYPE_CHECKING:  # recipe.py imports this module
+    from deltatune.recipe import Recipe
+
+__all__ = ["attach", "prepare", "select", "trainer_class"]
+
+# Places are named before the delta goes in; a trainer is met after. The prepared model carries them.
+_SITES = "deltatune_sites"
+
+
+def select(recipe: Recipe, model: nn.Module) -> tuple[Sites, Selection, Coverage]:
+    """Name the places of a model, select among them, and pass the coverage gate."""
+    places = sites.of(model)
+    selection = recipe.selection(
+        model, places, generator=generator_for(recipe.training.seed, "selection")
+    )
+    return places, selection, gate(places, selection, recipe.selection)
+
+
+def prepare(
+    recipe: Recipe, base: nn.Module, *, trained_modules: Sequence[str] = (), task_type: str | None = None
+) -> nn.Module:
+    """Put the recipe's delta into a base model."""
+    places, selection, _ = select(recipe, base)
+    injection = Injection(
+        sites=places,
+        selection=selection,
+        trained_modules=trained_modules,
+        seed=recipe.training.seed,
+        task_type=task_type,
+    )
+    model = carrier_of(recipe.delta).prepare(base, injection)
+    setattr(model, _SITES, places)
+    return model
+
+
+def trainer_class(recipe: Recipe, cls: type[Trainer]) -> type[Trainer]:
+    """Return a subclass of `cls` that computes the recipe's objective, if it has one."""
+    made: type[Trainer] = with_objective(cls, recipe.objective)
+    return made
+
+
+def attach(recipe: Recipe, trainer: Trainer) -> Trainer:
+    """Give a trainer the recipe's optimizer groups and rhythm.
+
+    Raises:
+        InputError: its model was not prepared by a recipe.
+    """
+    places: Any = getattr(trainer.model, _SITES, None)
+    if places is None:
+        raise InputError("the trainer's model was not prepared by a recipe: give it recipe.prepare(base)")
+    attach_optimizer(trainer, update=recipe.update, sites=places, options=recipe.optimizer)
+    trainer.add_callback(DeltaCallback(update=recipe.update, sites=places))
+    return trainer
