@@ -127,7 +127,9 @@ def test_sites_refuse_a_map_of_roles_that_cannot_be(given, message) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_sites_refuse_a_model_with_adapters(tiny) -> None:
     wrapped = get_peft_model(tiny("bert"), LoraConfig(r=1, target_modules=["query"]))
-    prompted = get_peft_model(tiny("bert"), PromptTuningConfig(num_virtual_tokens=2))
+    prompted = get_peft_model(
+        tiny("bert"), PromptTuningConfig(num_virtual_tokens=2, task_type="FEATURE_EXTRACTION")
+    )
     for model in (wrapped, wrapped.get_base_model(), prompted):
         with pytest.raises(InputError, match="carries adapters: resolve the places of the base"):
             sites.of(model)
