@@ -1,4 +1,4 @@
-"""The contract of an objective: outputs and batch in, a loss out, with one owner of the denominator."""
+"""The contract of an objective: outputs and batch in, a loss out, one owner of the denominator."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ class Objective(Protocol):
     (micro-batches and processes) and divides each `total` by it, once.
 
     Attributes:
-        needs: what it reads, of "logits", "log_probs", "hidden_states", "reference_log_probs", "auxiliary".
-        task: the name of the data task it fits by default, or an empty string.
+        needs: what it reads, of "logits", "log_probs", "hidden_states", "reference_log_probs",
+            "auxiliary".
+        tasks: the names of the data tasks whose default it is.
+        ignored_label: the label of a term that carries no loss.
     """
 
     needs: ClassVar[frozenset[str]]
-    task: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    ignored_label: ClassVar[float]
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the number of supervised terms in the batch, `()` int64."""

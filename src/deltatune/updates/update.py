@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from deltatune.sites import Sites
 
@@ -17,9 +17,11 @@ class TrainedParameter:
 
     Args:
         name: its name in the trained model, the key of `named_parameters()`.
-        canonical: the name of the base parameter or module it acts on, without any adapter's own parts.
+        canonical: the name of the base parameter or module it acts on, without any adapter's own
+            parts.
         role: of the place it acts on (`deltatune.sites.ROLES`).
-        part_role: its role within its delta (`"down"`, `"up"`, `"values"`, `"magnitude"`), or `"weight"`/`"bias"`.
+        part_role: its role within its delta (`"down"`, `"up"`, `"values"`, `"magnitude"`), or
+            `"weight"`/`"bias"`.
         layer: index of its layer from the input, or None outside the layers.
         number_of_layers: of the whole model.
         shape: its shape.
@@ -58,17 +60,14 @@ class Group:
 
 
 class Update(Protocol):
-    """A rule for rates and rhythm; an instance is its own options.
+    """A rule for rates and rhythm; an instance is its own options."""
 
-    Attributes:
-        changes_who_trains: whether `live` ever leaves parameters out.
-    """
+    @property
+    def changes_who_trains(self) -> bool:
+        """Whether `live` ever leaves parameters out."""
+        ...
 
-    changes_who_trains: ClassVar[bool]
-
-    def factors(
-        self, parameters: Sequence[TrainedParameter], sites: Sites
-    ) -> Mapping[str, Factor]:
+    def factors(self, parameters: Sequence[TrainedParameter], sites: Sites) -> Mapping[str, Factor]:
         """Return parameter name -> factor; a name left out has factor 1."""
         ...
 

@@ -1,0 +1,132 @@
+"""The optimizer of a Trainer, built from groups of names at the moment of use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.training_args import OptimizerNames
+
+from deltatune.bridges.names import trained_parameters
+from deltatune.errors import InputError, NotComposable, unknown_name
+from deltatune.sites import Sites
+from deltatune.updates.groups import plan_groups
+from deltatune.updates.update import Update
+
+__all__ = ["attach_optimizer", "optimizer_class"]
+
+OPTIMIZER_NAMES = tuple(member.value for member in OptimizerNames)
+# What transformers returns for optimizers that group the parameters themselves.
+OWN_GROUPS = ("params", "model", "optimizer_dict")
+
+
+def attach_optimizer(
+    trainer: Trainer,
+    *,
+    update: Update,
+    sites: Sites,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    name: str = "adamw_torch",
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+) -> None:
+    """Give a Trainer an optimizer whose groups follow an update rule.
+
+    The Trainer reads the factory when it starts training, so this works after the trainer is
+    built (trl's DPO and GRPO trainers have no argument for it), and on whatever the model's
+    parameters are then: names are looked up in the live model, never kept as objects.
+
+    Args:
+        trainer: transformers' Trainer or any subclass, before `train()`.
+        update: rates and decay of each parameter.
+        sites: of the base model.
+        learning_rate: of a parameter whose factors are all 1.
+        weight_decay: of such a parameter.
+        name: of an optimizer, as transformers names it (`adamw_torch`, `sgd`, `adafactor`,
+            `adamw_bnb_8bit`, ...).
+        betas: Adam's decay rates of the moments; other optimizers do not read them.
+        epsilon: added to Adam's denominator.
+
+    Raises:
+        InputError: an unknown name, a missing package, or a trainer that has its optimizer already.
+        NotComposable: an optimizer that forms its own groups.
+    """
+    if trainer.optimizer is not None:
+        raise InputError(
+            "the trainer already has an optimizer: give it none, and attach before train()"
+        )
+    chosen, options = optimizer_class(
+        trainer, name, learning_rate=learning_rate, betas=betas, epsilon=epsilon
+    )
+
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return chosen(
+            _parameter_groups(model, update, sites, learning_rate, weight_decay), **options
+        )
+
+    # The Trainer calls a factory to get the builder, and the builder with the model.
+    factory: Callable[[], Callable[[nn.Module], torch.optim.Optimizer]] = lambda: build  # noqa: E731
+    trainer.optimizer_cls_and_kwargs = (factory, {})  # type: ignore[assignment]
+
+
+def _parameter_groups(
+    model: nn.Module, update: Update, sites: Sites, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    groups = plan_groups(
+        trained_parameters(model, sites),
+        update,
+        sites,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+    )
+    parameters = dict(model.named_parameters())
+    return [
+        {
+            "params": [parameters[name] for name in group.names],
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+            "label": group.label,
+        }
+        for group in groups
+    ]
+
+
+def optimizer_class(
+    trainer: Trainer,
+    name: str,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> tuple[Callable[..., torch.optim.Optimizer], Mapping[str, Any]]:
+    """Resolve an optimizer by transformers' own name for it.
+
+    Raises:
+        InputError: an unknown name, or one whose package is missing.
+        NotComposable: an optimizer that forms its own groups.
+    """
+    if name not in OPTIMIZER_NAMES:
+        raise unknown_name("optimizer", name, OPTIMIZER_NAMES)
+    arguments = copy.copy(trainer.args)
+    arguments.optim = OptimizerNames(name)
+    arguments.learning_rate = learning_rate
+    arguments.adam_beta1, arguments.adam_beta2 = betas
+    arguments.adam_epsilon = epsilon
+    try:
+        chosen, options = trainer.get_optimizer_cls_and_kwargs(arguments, trainer.model)  # type: ignore[arg-type]
+    except ImportError as error:
+        raise InputError(f"optimizer {name!r} needs a package that is missing: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"optimizer {name!r} cannot be used here: {error}") from error
+    is_class = isinstance(chosen, type) and issubclass(chosen, torch.optim.Optimizer)
+    if not is_class or any(key in options for key in OWN_GROUPS):
+        raise NotComposable(
+            f"optimizer {name!r} forms its own groups of parameters, which leaves no place for the "
+            f"update's rates: choose another, such as 'adamw_torch'"
+        )
+    return chosen, options
