@@ -106,7 +106,7 @@ def assign_roles(
             raise unknown_name("column", column, features)
     kind = task or _task_of_roles(given)
     if kind is None:
-        kind, guessed = _guess_task(features)
+        kind, guessed = _guess_task(features, given)
     else:
         guessed = _guess_for(kind, features, given)
     allowed = TASKS[kind] + OPTIONAL[kind]
@@ -129,13 +129,18 @@ def _task_of_roles(given: Mapping[str, str]) -> str | None:
     return "classification" if given.keys() & {"label", "second_text"} else None
 
 
-def _guess_task(features: datasets.Features) -> tuple[str, dict[str, str]]:
-    """Read the columns as the first task that fits: chat, completion, labelled texts, texts."""
-    messages = _guess_messages(features)
+def _guess_task(
+    features: datasets.Features, given: Mapping[str, str]
+) -> tuple[str, dict[str, str]]:
+    """Read the columns as the first task that fits: chat, completion, labelled texts, texts.
+
+    The only role that can be given here is the text, which ends the first two readings.
+    """
+    messages = {} if given else _guess_messages(features)
     if messages:
         return "chat", messages
     label = _from_tiers("label", LABELS, list(features))
-    completion = _guess_completion(features)
+    completion = {} if given else _guess_completion(features)
     if completion and label and label.lower() in LABELS[0]:
         raise InputError(
             f"columns {', '.join(features)} can be read as prompt and completion or as text and "
@@ -144,8 +149,8 @@ def _guess_task(features: datasets.Features) -> tuple[str, dict[str, str]]:
     if completion:
         return "completion", completion
     if label:
-        return "classification", _guess_labelled(features, {"label": label})
-    return "text", _guess_text(features, {})
+        return "classification", _guess_labelled(features, {**given, "label": label})
+    return "text", _guess_text(features, given)
 
 
 def _guess_for(task: str, features: datasets.Features, given: Mapping[str, str]) -> dict[str, str]:

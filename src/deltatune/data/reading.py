@@ -168,7 +168,7 @@ def _read_json_lines(path: Path) -> pa.Table:
     for number, line in _lines(path):
         if not line.strip():
             continue
-        rows.append(_row(path, number, line))
+        rows.append(_row(path, number, line.strip()))
         places.append(f"line {number}")
         if len(rows) == ROWS_AT_A_TIME:
             tables.append(table_of(rows, str(path), places))
@@ -247,6 +247,8 @@ def _read_separated(path: Path, delimiter: str) -> pa.Table:
     try:
         return pyarrow.csv.read_csv(
             io.BytesIO(text.encode()),
+            # only one thread counts the rows, so only then does a fault have a row number
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in header}
