@@ -1,0 +1,178 @@
+"""What must happen between the steps of any Trainer: who trains, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from deltatune.bridges.interruption import Interruption
+from deltatune.bridges.movement import Movement
+from deltatune.bridges.names import trained_parameters
+from deltatune.bridges.trainer import ObjectiveTrainer
+from deltatune.errors import Diverged, InputError, Interrupted, NotComposable
+from deltatune.sites import Sites
+from deltatune.updates.update import TrainedParameter, Update
+
+__all__ = ["DeltaCallback"]
+
+WINDOW = 20  # losses whose mean is compared with a constant prediction
+
+
+class DeltaCallback(TrainerCallback):
+    """Switches who trains, stops a diverged run, obeys signals, checks that the right weights move.
+
+    Args:
+        trainer: made by `with_objective`, before `train()`; add the callback to it.
+        update: says who is live in each step.
+        sites: of the base model.
+        constant_loss: loss of the constant predictor, ln C for C classes; None without one.
+        margin: how far above it, as a fraction, the mean of the last losses counts as diverged;
+            batches are noisy, and a run that has only not learnt yet stands right at it.
+        warmup_steps: steps of this run before the comparison starts.
+        check_movement_after: steps after which every trained tensor must have moved; 0 for never.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        update: Update,
+        sites: Sites,
+        constant_loss: float | None = None,
+        margin: float = 0.02,
+        warmup_steps: int = 60,
+        check_movement_after: int = 10,
+    ) -> None:
+        """Bind the callback to its trainer.
+
+        Raises:
+            InputError: the trainer's class was not made by `with_objective`.
+        """
+        if not isinstance(trainer, ObjectiveTrainer):
+            raise InputError(
+                f"{type(trainer).__name__} does not tell its step losses: make the trainer's class "
+                f"with deltatune.bridges.trainer.with_objective"
+            )
+        self.trainer = trainer
+        self.update = update
+        self.sites = sites
+        self.constant_loss = constant_loss
+        self.margin = margin
+        self.warmup_steps = warmup_steps
+        self.check_movement_after = check_movement_after
+        self.interruption = trainer.interruption = Interruption()
+        self._parameters: list[TrainedParameter] = []
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._steps = 0
+        self._movement: Movement | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note who trains, by name, and what their tensors are."""
+        model = self._model()
+        self._parameters = trained_parameters(model, self.sites)
+        self._check_unused_are_found()
+        self._losses.clear()
+        self._steps = 0
+        if self.check_movement_after and not self.update.changes_who_trains:
+            self._movement = Movement(model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let those train who are live in this step; before the forward pass, not after."""
+        if self.update.changes_who_trains:
+            self._switch(self.update.live(state.global_step, self._parameters))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop before a step that would spoil the weights.
+
+        Raises:
+            Diverged: the loss is not finite, or has stayed above a constant prediction's.
+        """
+        loss = self.trainer.step_loss()
+        step = state.global_step + 1
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss of step {step} is {loss}: {self._advice()}")
+        self._losses.append(loss)
+        self._steps += 1
+        self._check_above_constant(step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check movement once, and stop with a checkpoint when a signal came."""
+        if self._movement is not None and self._steps >= self.check_movement_after:
+            self._movement.check(self._model())
+            self._movement = None
+        if self._is_asked_to_stop():
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let all train again that may, and say when the run was interrupted.
+
+        Raises:
+            Interrupted: a signal came; the checkpoint is written.
+        """
+        if self.update.changes_who_trains:
+            self._switch(None)
+        received = self.interruption.received
+        if received is not None:
+            raise Interrupted(
+                f"stopped by {received.name} after step {state.global_step} of {state.max_steps}; "
+                f"the checkpoint is saved: go on with --resume"
+            )
+
+    def _model(self) -> torch.nn.Module:
+        live: Any = self.trainer
+        model: torch.nn.Module = live.model
+        return model
+
+    def _switch(self, live: frozenset[str] | None) -> None:
+        parameters = dict(self._model().named_parameters())
+        for described in self._parameters:
+            trains = live is None or described.name in live
+            parameters[described.name].requires_grad_(trains)
+
+    def _check_unused_are_found(self) -> None:
+        """Refuse changing sets under DDP without its search for unused parameters.
+
+        Without it the ranks would wait for gradients that never come, or drift apart silently.
+        """
+        wrapped = getattr(self.trainer, "model_wrapped", None)
+        finds = getattr(wrapped, "find_unused_parameters", True)
+        if self.update.changes_who_trains and not finds:
+            raise NotComposable(
+                f"the update {type(self.update).__name__} changes who trains, and DDP is told not "
+                f"to look for unused parameters: set ddp_find_unused_parameters=True"
+            )
+
+    def _check_above_constant(self, step: int) -> None:
+        constant = self.constant_loss
+        if constant is None or len(self._losses) < WINDOW or self._steps <= self.warmup_steps:
+            return
+        mean = sum(self._losses) / len(self._losses)
+        if mean > constant * (1 + self.margin):
+            raise Diverged(
+                f"the mean of the last {WINDOW} losses is {mean:.4f} at step {step}, above the "
+                f"{constant:.4f} of a constant prediction: {self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        groups = getattr(self.trainer.optimizer, "param_groups", ())
+        rates = [(group.get("initial_lr", group["lr"]), group.get("label", "")) for group in groups]
+        if not rates:
+            return "lower the learning rate"
+        rate, label = max(rates)
+        return (
+            f"lower the value learning rate or the ratio (the fastest group, {label or 'all'}, has "
+            f"{rate:.3g}), for example by half, or clip gradients harder"
+        )
+
+    def _is_asked_to_stop(self) -> bool:
+        """Tell whether any process got a signal: all must stop after the same step."""
+        asked = self.interruption.received is not None
+        if self.trainer.args.world_size <= 1:
+            return asked
+        flag = torch.tensor([float(asked)], device=self.trainer.args.device)
+        return bool(self.trainer.accelerator.reduce(flag, reduction="sum") > 0)

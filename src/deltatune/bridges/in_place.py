@@ -1,0 +1,179 @@
+"""Base weights that train themselves, whole or by the rows of one role of a fused weight.
+
+Rows of a fused weight cannot be frozen by their gradients: under Adam a zero gradient still lets
+momentum and decay move them, and a scaled one changes nothing. So the weight is cut into one
+parameter per role, put together again in the forward pass, and those that stay get no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from deltatune.errors import NotComposable
+from deltatune.part import Rows, Selection, Whole
+from deltatune.sites import Site, Sites, split
+
+__all__ = ["merged_state", "prepare_in_place", "restore"]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a fused weight: their role, and whether they train."""
+
+    role: str
+    rows: Tensor
+    trains: bool
+
+
+class FusedRows(nn.Module):
+    """Puts a fused weight or bias together from the rows of its roles.
+
+    Args:
+        roles: role of each piece, in order.
+        rows: of each piece its rows in the fused tensor, counted on the output side.
+        axis: of the outputs in the stored tensor: 0, or 1 where it is stored `(in, out)`.
+    """
+
+    def __init__(self, roles: Sequence[str], rows: Sequence[Tensor], axis: int) -> None:
+        """Remember the order of the rows."""
+        super().__init__()
+        self.roles = tuple(roles)
+        self.axis = axis
+        self.lengths = [piece.numel() for piece in rows]
+        order = torch.cat(list(rows))
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", order.argsort(), persistent=False)
+
+    def forward(self, *pieces: Tensor) -> Tensor:
+        """Return the fused tensor, `(out, in)`, `(in, out)` or `(out,)`."""
+        joined = torch.cat(pieces, dim=self.axis)
+        return joined.index_select(self.axis, self.get_buffer("inverse"))
+
+    def right_inverse(self, fused: Tensor) -> list[Tensor]:
+        """Cut the fused tensor into its pieces."""
+        ordered = fused.index_select(self.axis, self.get_buffer("order"))
+        pieces: tuple[Tensor, ...] = torch.split_with_sizes(ordered, self.lengths, dim=self.axis)
+        return [piece.clone() for piece in pieces]
+
+
+def prepare_in_place(model: nn.Module, sites: Sites, selection: Selection) -> nn.Module:
+    """Let the selected base weights train and freeze all others.
+
+    The bias of a selected place trains with its weight. A weight of which only some rows are
+    selected is cut by a registered parametrisation into one parameter per role.
+
+    Args:
+        model: the plain model; it is changed and returned.
+        sites: of the model.
+        selection: weight name -> `Whole` or `Rows`.
+
+    Raises:
+        NotComposable: a selection of single columns or entries.
+    """
+    model.requires_grad_(False)
+    for weight, part in selection.items():
+        if not isinstance(part, (Whole, Rows)):
+            raise NotComposable(
+                f"in-place training moves whole rows, but the selection takes "
+                f"{type(part).__name__.lower()} of {weight}: use a delta with this selection"
+            )
+        found = sites.at_weight(weight)
+        pieces = _pieces(found, dict(_rows_by_site(sites, weight, part)))
+        for name in _parameter_names(found[0]):
+            module, parameter = _owner(model, name)
+            axis = 1 if name == weight and found[0].transposed else 0
+            _let_train(module, parameter, pieces, axis)
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Put every cut weight together again, as a plain frozen parameter of its module.
+
+    The model keeps the trained values and has the names that it had before.
+    """
+    for module, names in list(_cut_parameters(model)):
+        for name in names:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            getattr(module, name).requires_grad_(False)
+    return model
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of the model under the names of the plain one, cut weights put together."""
+    cut = {module: names for module, names in _cut_parameters(model)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if ".parametrizations." not in name:
+            state[name] = tensor
+    for path, module in model.named_modules():
+        for name in cut.get(module, ()):
+            full = f"{path}.{name}" if path else name
+            state[full] = getattr(module, name).detach()
+    return state
+
+
+def _rows_by_site(sites: Sites, weight: str, part: Whole | Rows) -> list[tuple[str, Tensor]]:
+    """Return the selected rows of each site of a weight, counted in the weight."""
+    selected = []
+    for site, cut in split(sites, weight, part):
+        rows = _rows_of(site)
+        selected.append((site.name, rows[cut.indices] if isinstance(cut, Rows) else rows))
+    return selected
+
+
+def _rows_of(site: Site) -> Tensor:
+    return site.part.indices if isinstance(site.part, Rows) else torch.arange(site.out_features)
+
+
+def _pieces(found: Sequence[Site], selected: dict[str, Tensor]) -> list[_Piece]:
+    """Cut the rows of every site into those that train and those that stay."""
+    pieces = []
+    for site in found:
+        rows = _rows_of(site)
+        trains = torch.isin(rows, selected.get(site.name, rows.new_empty(0)))
+        for flag in (True, False):
+            chosen = rows[trains] if flag else rows[~trains]
+            if chosen.numel():
+                pieces.append(_Piece(site.role, chosen, flag))
+    return pieces
+
+
+def _parameter_names(site: Site) -> list[str]:
+    return [site.weight] if site.bias is None else [site.weight, site.bias]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, parameter = name.rpartition(".")
+    return model.get_submodule(path), parameter
+
+
+def _let_train(module: nn.Module, name: str, pieces: Sequence[_Piece], axis: int) -> None:
+    # All roles of a fused weight are separate parameters even when all train: each has its rate.
+    if len(pieces) == 1:
+        getattr(module, name).requires_grad_(True)
+        return
+    if not any(piece.trains for piece in pieces):
+        return
+    roles, rows = [piece.role for piece in pieces], [piece.rows for piece in pieces]
+    fused = getattr(module, name)
+    joiner = FusedRows(roles, [piece.to(fused.device) for piece in rows], axis)
+    parametrize.register_parametrization(module, name, joiner, unsafe=True)
+    originals = module.get_submodule(f"parametrizations.{name}")
+    for i, piece in enumerate(pieces):
+        originals.get_parameter(f"original{i}").requires_grad_(piece.trains)
+
+
+def _cut_parameters(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+    found = []
+    for module in model.modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        lists = module.get_submodule("parametrizations").named_children()
+        names = [name for name, lst in lists if isinstance(lst.get_submodule("0"), FusedRows)]
+        found.append((module, names))
+    return found

@@ -1,0 +1,204 @@
+"""Our losses in anybody's Trainer: exact over accumulation and processes, with one denominator."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from deltatune.bridges.interruption import Interruption
+from deltatune.errors import InputError, NotComposable
+from deltatune.objectives.objective import Objective
+
+__all__ = ["AuxiliaryTerm", "ObjectiveTrainer", "with_objective"]
+
+AuxiliaryTerm = Callable[[nn.Module], Tensor]
+SomeTrainer = TypeVar("SomeTrainer", bound=Trainer)
+
+
+def with_objective(trainer_class: type[SomeTrainer]) -> type[SomeTrainer]:
+    """Return a subclass of any Trainer class that takes an objective.
+
+    Works for transformers' `Trainer` and for trl's trainers, whose own loss stays when no
+    objective is given. The subclass takes two further arguments, see `ObjectiveTrainer`.
+    """
+    return type(f"Objective{trainer_class.__name__}", (ObjectiveTrainer, trainer_class), {})
+
+
+class ObjectiveTrainer(Trainer):
+    """A mixin for Trainer classes: `class Mine(ObjectiveTrainer, SFTTrainer)`.
+
+    With an objective, the loss of an optimizer step is `sum of totals / sum of counts` over all of
+    its micro-batches and all processes; its gradient does not depend on how the batch is split.
+
+    Args:
+        args: as for the Trainer class.
+        objective: the loss; None keeps the Trainer's own.
+        auxiliary: terms that are added once per optimizer step, each from model to `()`.
+        kwargs: as for the Trainer class.
+    """
+
+    objective: Objective | None
+    auxiliary: tuple[AuxiliaryTerm, ...]
+    interruption: Interruption | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective | None = None,
+        auxiliary: Sequence[AuxiliaryTerm] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Build the trainer."""
+        self.objective = objective
+        self.auxiliary = tuple(auxiliary)
+        self._parts_of_step: list[Tensor] = []
+        self._evaluated: tuple[float, int] = (0.0, 0)
+        super().__init__(*args, **kwargs)
+        if objective is not None:
+            self._own_the_denominator()
+
+    def _own_the_denominator(self) -> None:
+        """Keep Trainer from dividing by the accumulation steps, in every supported version.
+
+        From transformers 5.19 it asks the first; before, it does not divide when the second is true
+        and a count of items was given, which `get_batch_samples` always does.
+        """
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
+        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            raise NotComposable(
+                "an objective and context or sequence parallelism cannot act together, since the "
+                "objective needs whole sequences: train with data parallelism or FSDP"
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer class does, and obey signals if a callback asked for it."""
+        with self.interruption or contextlib.nullcontext():
+            return super().train(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Collect the micro-batches of one optimizer step and count their supervised terms."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._parts_of_step = []
+        if self.objective is not None and batches:
+            count = self._count(self.objective, batches, device)
+        return batches, count
+
+    def _count(
+        self, objective: Objective, batches: Sequence[Mapping[str, Any]], device: torch.device
+    ) -> Tensor:
+        """Return the number of terms over the step's micro-batches and all processes, `()`."""
+        for batch in batches:
+            _check_labels(batch)
+        own = torch.stack([objective.count(batch).to(device) for batch in batches]).sum()
+        if self.args.world_size <= 1:
+            return own
+        # Ranks of one tensor-parallel group see the same batch.
+        everywhere: Tensor = self.accelerator.gather(own.reshape(1)).sum()
+        return everywhere // self.get_tp_size()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the loss of one micro-batch, scaled so that the step's micro-batches add up."""
+        loss: Any
+        outputs: Any = None
+        if self.objective is None:
+            loss = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+            if return_outputs:
+                loss, outputs = loss
+        else:
+            loss, outputs = self._objective_loss(self.objective, model, inputs, num_items_in_batch)
+        if model.training:
+            loss = self._with_auxiliary(model, loss, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _objective_loss(
+        self, objective: Objective, model: nn.Module, inputs: Mapping[str, Any], count: Any
+    ) -> tuple[Tensor, Any]:
+        _check_labels(inputs)
+        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        total = objective.total(outputs, inputs, progress=min(progress, 1.0))
+        if not model.training:
+            return self._evaluated_loss(total, objective.count(inputs)), outputs
+        # DDP and FSDP average the gradients over the processes; the sum is wanted.
+        processes = self.accelerator.num_processes // self.get_tp_size()
+        return total * processes / torch.as_tensor(count).clamp(min=1), outputs
+
+    def _evaluated_loss(self, total: Tensor, count: Tensor) -> Tensor:
+        """Return the mean of one evaluated batch and remember its sum for the exact mean of all."""
+        self._evaluated = (
+            self._evaluated[0] + float(total.detach()),
+            self._evaluated[1] + int(count),
+        )
+        return total / count.clamp(min=1)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and report the loss as the sum over all batches divided by their count.
+
+        Trainer reports the mean of the batches' means, which weighs a supervised token by the
+        length of its batch. In several processes that is what stays, because batches that Trainer
+        repeats to fill the last round cannot be told apart here.
+        """
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*args, **kwargs)
+        total, count = self._evaluated
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if count and self.args.world_size <= 1 and output.metrics is not None:
+            output.metrics[f"{prefix}_loss"] = total / count
+        return output
+
+    def _with_auxiliary(self, model: nn.Module, loss: Tensor, count: Any) -> Tensor:
+        """Add the auxiliary terms, and note this micro-batch's part of the step's loss.
+
+        A term belongs to the step, not to a micro-batch. Where Trainer divides the sum by the
+        number of micro-batches it is added whole to each, else its share is.
+        """
+        micro_batches = self.current_gradient_accumulation_steps
+        is_divided_later = not self._is_scaled(count)
+        share = 1 if is_divided_later else micro_batches
+        for term in self.auxiliary:
+            loss = loss + term(model) / share
+        part = loss.detach().float().mean()
+        self._parts_of_step.append(part / micro_batches if is_divided_later else part)
+        return loss
+
+    def _is_scaled(self, count: Any) -> bool:
+        """Tell whether Trainer takes the loss as scaled for accumulation, by its own rule."""
+        stated = getattr(self, "loss_is_scaled_for_ga", None)
+        if stated is not None and hasattr(Trainer, "loss_is_scaled_for_ga"):
+            return bool(stated)
+        accepts = self.model_accepts_loss_kwargs and count is not None
+        return bool(accepts or self.compute_loss_func is not None)
+
+    def step_loss(self) -> float:
+        """Return the loss of the optimizer step so far, the mean over all processes."""
+        if not self._parts_of_step:
+            return 0.0
+        loss = torch.stack(self._parts_of_step).sum()
+        if self.args.world_size > 1:
+            loss = self.accelerator.reduce(loss, reduction="mean")
+        return float(loss)
+
+
+def _check_labels(batch: Mapping[str, Any]) -> None:
+    if "labels" not in batch:
+        raise InputError(
+            f"the batch has no 'labels', which an objective needs (it has {', '.join(batch)}): "
+            f"give examples with labels, or keep the trainer's own loss with objective=None"
+        )
