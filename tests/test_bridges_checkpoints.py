@@ -197,23 +197,20 @@ def test_checkpoints_beyond_the_limit_are_deleted_oldest_first(tmp_path: Path) -
 
 
 def test_best_checkpoint_is_kept_and_recorded_under_its_final_name(tmp_path: Path) -> None:
-    trainer = build(
+    build(
         tmp_path,
-        max_steps=3,
-        save_total_limit=1,
+        max_steps=4,
+        save_total_limit=2,
         eval_strategy="steps",
         eval_steps=1,
-        load_best_model_at_end=True,
         metric_for_best_model="loss",
-        greater_is_better=True,
+        greater_is_better=True,  # the first is the worst, so it is the one to keep
         evaluated=ROWS[:4],
-    )
-    trainer.train()
-    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(
-        tmp_path / f"checkpoint-{state['best_global_step']}"
-    )
-    assert Path(state["best_model_checkpoint"]).is_dir()
+    ).train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
+    assert state["best_global_step"] == 1
 
 
 def test_resume_is_refused_by_name_when_another_set_of_tensors_trains(tmp_path: Path) -> None:

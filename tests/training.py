@@ -19,7 +19,6 @@ from deltatune.sites import Sites
 from deltatune.updates.ratios import Ratios
 from tests.models import tiny
 
-
 # peft 0.21 still asks transformers by the name that 5.23 deprecates.
 PEFT_ASKS_OLD_NAME = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

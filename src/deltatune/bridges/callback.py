@@ -68,6 +68,7 @@ class DeltaCallback(TrainerCallback):
         self._parameters: list[TrainedParameter] = []
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._steps = 0
+        self._is_stopping = False
         self._movement: Movement | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -76,7 +77,7 @@ class DeltaCallback(TrainerCallback):
         self._parameters = trained_parameters(model, self.sites)
         self._check_unused_are_found()
         self._losses.clear()
-        self._steps = 0
+        self._steps, self._is_stopping = 0, False
         if self.check_movement_after and not self.update.changes_who_trains:
             self._movement = Movement(model)
 
@@ -104,7 +105,8 @@ class DeltaCallback(TrainerCallback):
         if self._movement is not None and self._steps >= self.check_movement_after:
             self._movement.check(self._model())
             self._movement = None
-        if self._is_asked_to_stop():
+        self._is_stopping = self._is_asked_to_stop()
+        if self._is_stopping:
             control.should_save = True
             control.should_training_stop = True
 
@@ -116,10 +118,10 @@ class DeltaCallback(TrainerCallback):
         """
         if self.update.changes_who_trains:
             self._switch(None)
-        received = self.interruption.received
-        if received is not None:
+        if self._is_stopping:
+            received = self.interruption.received
             raise Interrupted(
-                f"stopped by {received.name} after step {state.global_step} of {state.max_steps}; "
+                f"stopped by {received.name if received else 'another process'} after step {state.global_step} of {state.max_steps}; "
                 f"the checkpoint is saved: go on with --resume"
             )
 

@@ -33,6 +33,7 @@ PART_ROLES: Mapping[str, str] = {
     "lora_E": "magnitude",
     "ia3_l": "magnitude",
 }
+OWN_PREFIX = "delta_"  # of our own peft type, also before it is registered
 COMPILED = "_orig_mod"
 PEFT_ROOT = ("base_model", "model")
 
@@ -65,7 +66,7 @@ def canonical_name(name: str) -> str:
         steps = steps[1:]
     if tuple(steps[:2]) != PEFT_ROOT:
         return ".".join(steps)
-    prefixes = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
+    prefixes = (OWN_PREFIX, *PEFT_TYPE_TO_PREFIX_MAPPING.values())
     kept: list[str] = []
     rest = iter(steps[2:])
     for step in rest:

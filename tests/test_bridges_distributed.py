@@ -1,0 +1,150 @@
+"""Two gloo processes on the CPU give what one process gives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as processes
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from deltatune.bridges.callback import DeltaCallback
+from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
+from deltatune.bridges.trainer import with_objective
+from deltatune.errors import Interrupted
+from deltatune.updates.ratios import Ratios
+from tests.test_bridges_trainer import Alternate
+from tests.training import PEFT_ASKS_OLD_NAME, lora_llama, token_rows, trainer_of
+
+pytestmark = [PEFT_ASKS_OLD_NAME, pytest.mark.distributed]
+ROWS = token_rows(12)
+
+
+def _enter(rank: int, folder: Path, work: Callable[[int, Path], None]) -> None:
+    """Set this process up as one of two, do its work, and leave the group."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}
+    os.environ.update({**address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    try:
+        work(rank, folder)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def in_two_processes(folder: Path, work: Callable[[int, Path], None]) -> list[Any]:
+    """Run `work(rank, folder)` in two processes and return what each left in `<rank>.pt`."""
+    folder.mkdir(exist_ok=True)
+    context = processes.start_processes(
+        _enter, args=(folder, work), nprocs=2, start_method="spawn", join=False
+    )
+    assert context is not None
+    while not context.join(timeout=120):
+        pass
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def trainer_in(folder: Path, *, update: Any = None, **changes: Any) -> Any:
+    model, sites = lora_llama(dropout=0.1 if changes.pop("dropout", False) else 0.0)
+    update = update or Ratios()
+    trainer = trainer_of(
+        model,
+        sites,
+        folder,
+        rows=ROWS,
+        update=update,
+        trainer_class=with_objective(with_exact_checkpoints(Trainer)),
+        **changes,
+    )
+    options: Any = {"check_movement_after": 0}
+    trainer.add_callback(DeltaCallback(trainer, update=update, sites=sites, **options))
+    return trainer
+
+
+def trained(trainer: Any) -> dict[str, Tensor]:
+    return {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def keep(rank: int, folder: Path, trainer: Any) -> None:
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    torch.save({"trained": trained(trainer), "losses": logged}, folder / f"{rank}.pt")
+
+
+def assert_ranks_agree(results: list[Any]) -> None:
+    for name, weight in results[0]["trained"].items():
+        assert torch.equal(weight, results[1]["trained"][name]), name
+
+
+def _train(rank: int, folder: Path) -> None:
+    # 2 processes of 2 rows, twice: the 8 rows of a step have different numbers of labels.
+    trainer = trainer_in(folder, optimizer="sgd", gradient_accumulation_steps=2, max_grad_norm=0)
+    trainer.train()
+    keep(rank, folder, trainer)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    results = in_two_processes(tmp_path / "two", _train)
+    assert_ranks_agree(results)
+    # The same 8 rows a step in one process; SGD, whose step is the gradient itself.
+    one = trainer_in(tmp_path, optimizer="sgd", per_device_train_batch_size=8, max_grad_norm=0)
+    one.train()
+    for name, weight in trained(one).items():
+        # Two sums of sums in another order, in float32.
+        torch.testing.assert_close(results[0]["trained"][name], weight, rtol=1e-5, atol=1e-7)
+    logged = [row["loss"] for row in one.state.log_history if "loss" in row]
+    assert results[0]["losses"] == pytest.approx(logged, rel=1e-5)
+
+
+def _alternate(rank: int, folder: Path) -> None:
+    trainer = trainer_in(folder, update=Alternate(), num_train_epochs=2)
+    trainer.train()
+    keep(rank, folder, trainer)
+
+
+def test_ranks_stay_alike_when_who_trains_changes(tmp_path: Path) -> None:
+    assert_ranks_agree(in_two_processes(tmp_path / "two", _alternate))
+
+
+class SignalInOneProcess(TrainerCallback):
+    """Sends a signal to the second process only, within its second step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.process_index == 1 and state.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+OPTIONS: dict[str, Any] = {"dropout": True, "num_train_epochs": 2}
+
+
+def _stop_and_resume(rank: int, folder: Path) -> None:
+    stopped = trainer_in(folder, callbacks=[SignalInOneProcess()], **OPTIONS)
+    with pytest.raises(Interrupted):
+        stopped.train()
+    assert stopped.state.global_step == 2
+    resumed = trainer_in(folder, **OPTIONS)
+    resumed.train(resume_from_checkpoint=str(last_complete_checkpoint(folder)))
+    keep(rank, folder, resumed)
+
+
+def _train_whole(rank: int, folder: Path) -> None:
+    trainer = trainer_in(folder, **OPTIONS)
+    trainer.train()
+    keep(rank, folder, trainer)
+
+
+def test_two_processes_stop_together_and_resume_to_the_last_bit(tmp_path: Path) -> None:
+    resumed = in_two_processes(tmp_path / "resumed", _stop_and_resume)
+    whole = in_two_processes(tmp_path / "whole", _train_whole)
+    assert_ranks_agree(resumed)
+    assert resumed[0]["losses"] == whole[0]["losses"]
+    for name, weight in whole[0]["trained"].items():
+        assert torch.equal(weight, resumed[0]["trained"][name]), name
