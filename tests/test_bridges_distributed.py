@@ -27,8 +27,8 @@ pytestmark = [PEFT_ASKS_OLD_NAME, pytest.mark.distributed]
 ROWS = token_rows(12)
 
 
-def _enter(rank: int, folder: Path, work: Callable[[int, Path], None]) -> None:
-    """Set this process up as one of two, do its work, and leave the group."""
+def _enter(rank: int, folder: Path) -> None:
+    """Set this process up as one of two, do every task, and leave the group."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}
@@ -36,21 +36,29 @@ def _enter(rank: int, folder: Path, work: Callable[[int, Path], None]) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     try:
-        work(rank, folder)
+        for task in TASKS:
+            (folder / task.__name__).mkdir(exist_ok=True)
+            task(rank, folder / task.__name__)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def in_two_processes(folder: Path, work: Callable[[int, Path], None]) -> list[Any]:
-    """Run `work(rank, folder)` in two processes and return what each left in `<rank>.pt`."""
-    folder.mkdir(exist_ok=True)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What every task left in both processes, by its name; one start serves all of them."""
+    folder = tmp_path_factory.mktemp("two")
     context = processes.start_processes(
-        _enter, args=(folder, work), nprocs=2, start_method="spawn", join=False
+        _enter, args=(folder,), nprocs=2, start_method="spawn", join=False
     )
     assert context is not None
     while not context.join(timeout=120):
         pass
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return {
+        task.__name__: [
+            torch.load(folder / task.__name__ / f"{rank}.pt", weights_only=True) for rank in (0, 1)
+        ]
+        for task in TASKS
+    }
 
 
 def trainer_in(folder: Path, *, update: Any = None, **changes: Any) -> Any:
@@ -84,34 +92,17 @@ def assert_ranks_agree(results: list[Any]) -> None:
         assert torch.equal(weight, results[1]["trained"][name]), name
 
 
-def _train(rank: int, folder: Path) -> None:
+def train(rank: int, folder: Path) -> None:
     # 2 processes of 2 rows, twice: the 8 rows of a step have different numbers of labels.
     trainer = trainer_in(folder, optimizer="sgd", gradient_accumulation_steps=2, max_grad_norm=0)
     trainer.train()
     keep(rank, folder, trainer)
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    results = in_two_processes(tmp_path / "two", _train)
-    assert_ranks_agree(results)
-    # The same 8 rows a step in one process; SGD, whose step is the gradient itself.
-    one = trainer_in(tmp_path, optimizer="sgd", per_device_train_batch_size=8, max_grad_norm=0)
-    one.train()
-    for name, weight in trained(one).items():
-        # Two sums of sums in another order, in float32.
-        torch.testing.assert_close(results[0]["trained"][name], weight, rtol=1e-5, atol=1e-7)
-    logged = [row["loss"] for row in one.state.log_history if "loss" in row]
-    assert results[0]["losses"] == pytest.approx(logged, rel=1e-5)
-
-
-def _alternate(rank: int, folder: Path) -> None:
+def alternate(rank: int, folder: Path) -> None:
     trainer = trainer_in(folder, update=Alternate(), num_train_epochs=2)
     trainer.train()
     keep(rank, folder, trainer)
-
-
-def test_ranks_stay_alike_when_who_trains_changes(tmp_path: Path) -> None:
-    assert_ranks_agree(in_two_processes(tmp_path / "two", _alternate))
 
 
 class SignalInOneProcess(TrainerCallback):
@@ -125,7 +116,7 @@ class SignalInOneProcess(TrainerCallback):
 OPTIONS: dict[str, Any] = {"dropout": True, "num_train_epochs": 2}
 
 
-def _stop_and_resume(rank: int, folder: Path) -> None:
+def stop_and_resume(rank: int, folder: Path) -> None:
     stopped = trainer_in(folder, callbacks=[SignalInOneProcess()], **OPTIONS)
     with pytest.raises(Interrupted):
         stopped.train()
@@ -135,15 +126,36 @@ def _stop_and_resume(rank: int, folder: Path) -> None:
     keep(rank, folder, resumed)
 
 
-def _train_whole(rank: int, folder: Path) -> None:
+def train_whole(rank: int, folder: Path) -> None:
     trainer = trainer_in(folder, **OPTIONS)
     trainer.train()
     keep(rank, folder, trainer)
 
 
-def test_two_processes_stop_together_and_resume_to_the_last_bit(tmp_path: Path) -> None:
-    resumed = in_two_processes(tmp_path / "resumed", _stop_and_resume)
-    whole = in_two_processes(tmp_path / "whole", _train_whole)
+TASKS: tuple[Callable[[int, Path], None], ...] = (train, alternate, stop_and_resume, train_whole)
+
+
+def test_two_processes_train_as_one(results: dict[str, list[Any]], tmp_path: Path) -> None:
+    two = results["train"]
+    assert_ranks_agree(two)
+    # The same 8 rows a step in one process; SGD, whose step is the gradient itself.
+    one = trainer_in(tmp_path, optimizer="sgd", per_device_train_batch_size=8, max_grad_norm=0)
+    one.train()
+    for name, weight in trained(one).items():
+        # Two sums of sums in another order, in float32.
+        torch.testing.assert_close(two[0]["trained"][name], weight, rtol=1e-5, atol=1e-7)
+    logged = [row["loss"] for row in one.state.log_history if "loss" in row]
+    assert two[0]["losses"] == pytest.approx(logged, rel=1e-5)
+
+
+def test_ranks_stay_alike_when_who_trains_changes(results: dict[str, list[Any]]) -> None:
+    assert_ranks_agree(results["alternate"])
+
+
+def test_two_processes_stop_together_and_resume_to_the_last_bit(
+    results: dict[str, list[Any]],
+) -> None:
+    resumed, whole = results["stop_and_resume"], results["train_whole"]
     assert_ranks_agree(resumed)
     assert resumed[0]["losses"] == whole[0]["losses"]
     for name, weight in whole[0]["trained"].items():

@@ -121,8 +121,9 @@ class DeltaCallback(TrainerCallback):
         if self._is_stopping:
             received = self.interruption.received
             raise Interrupted(
-                f"stopped by {received.name if received else 'another process'} after step {state.global_step} of {state.max_steps}; "
-                f"the checkpoint is saved: go on with --resume"
+                f"stopped by {received.name if received else 'another process'} after step "
+                f"{state.global_step} of {state.max_steps}; the checkpoint is saved: go on with "
+                f"--resume"
             )
 
     def _model(self) -> torch.nn.Module:
