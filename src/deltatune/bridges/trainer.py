@@ -196,9 +196,10 @@ class ObjectiveTrainer(Trainer):
         return float(loss)
 
 
-def _check_labels(batch: Mapping[str, Any]) -> None:
-    if "labels" not in batch:
+def _check_labels(batch: Any) -> None:
+    if not isinstance(batch, Mapping) or "labels" not in batch:
+        found = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise InputError(
-            f"the batch has no 'labels', which an objective needs (it has {', '.join(batch)}): "
+            f"the batch has no 'labels', which an objective needs (it has {found}): "
             f"give examples with labels, or keep the trainer's own loss with objective=None"
         )
