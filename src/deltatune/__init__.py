@@ -1,3 +1,52 @@
-"""A fine-tuned model is its base plus a delta: fine-tuning methods as parts that compose."""
+"""A fine-tuned model is its base plus a delta: fine-tuning methods as parts that compose.
+
+Importing the package makes peft able to load adapters of the type `DELTA`; everything else is
+imported when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from deltatune.bridges.peft_type import register
+
+if TYPE_CHECKING:
+    from deltatune.exporting import export, load
+    from deltatune.recipe import InPlace, Recipe
+    from deltatune.run import Run, finetune
+    from deltatune.settings import Optimizer, Training
+    from deltatune.weight_delta import WeightDelta
 
 __version__ = "0.1.0"
+__all__ = [
+    "InPlace",
+    "Optimizer",
+    "Recipe",
+    "Run",
+    "Training",
+    "WeightDelta",
+    "export",
+    "finetune",
+    "load",
+]
+
+_HOMES = {
+    "InPlace": "recipe",
+    "Optimizer": "settings",
+    "Recipe": "recipe",
+    "Run": "run",
+    "Training": "settings",
+    "WeightDelta": "weight_delta",
+    "export": "exporting",
+    "finetune": "run",
+    "load": "exporting",
+}
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltatune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"deltatune.{_HOMES[name]}"), name)

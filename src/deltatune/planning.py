@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from deltatune import data as data_room
 from deltatune import parts
 from deltatune.base import Base, load_base
 from deltatune.bridges import applying
@@ -22,7 +22,7 @@ from deltatune.bridges.names import trained_parameters
 from deltatune.comparison import costs
 from deltatune.coverage import Coverage
 from deltatune.data.encoding import Collator, Encoded, encode
-from deltatune.data.loading import Examples
+from deltatune.data.loading import Examples, load
 from deltatune.errors import InputError
 from deltatune.part import Selection
 from deltatune.recipe import Recipe
@@ -83,11 +83,27 @@ class Plan:
     prior_entropy: float
     predicted: Mapping[str, Any]
     flops: int
+    reload_base: Callable[[], nn.Module]
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether base weights move."""
+        return self.carrier.trains_base
 
     @property
     def evaluated_split(self) -> str:
         """The split that is scored before and after: test where there is one."""
         return "test" if "test" in self.encoded.splits else "validation"
+
+    def costs(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return what the meter does not know: parameters, states, FLOPs beside their prediction."""
+        return {
+            "trainable_parameters": self.trainable_parameters,
+            "trainable_parameters_ever": self.trainable_parameters,
+            "optimizer_bytes": costs.optimizer_bytes(optimizer),
+            "micro_batch_flops": self.flops,
+            "predicted": dict(self.predicted),
+        }
 
     @property
     def trainable_parameters(self) -> int:
@@ -116,18 +132,20 @@ def plan(
     Raises:
         InputError: the first thing that is wrong with model, data or recipe.
     """
-    examples = data_room.load(data, columns=columns, task=task, seed=recipe.training.seed)
+    examples = load(data, columns=columns, task=task, seed=recipe.training.seed)
+    console.print(examples.table())
     carrier = carrier_of(recipe.delta)
     objective = _objective(recipe, examples.task)
-    base = load_base(
+    loaded = functools.partial(
+        load_base,
         model,
         task=examples.task,
         label_names=examples.label_names,
         precision="float32" if carrier.trains_base else recipe.training.precision,
         allow_remote_code=allow_remote_code,
         seed=recipe.training.seed,
-        device=device(),
     )
+    base = loaded(device=device())
     meter = costs.CostMeter(device())
     encoded = encode(examples, base.tokenizer, max_length=_length(recipe, base, console))
     console.print(encoded.supervision.table())
@@ -171,6 +189,7 @@ def plan(
         prior_entropy=prior,
         predicted=predicted,
         flops=flops,
+        reload_base=lambda: loaded().model,
     )
 
 

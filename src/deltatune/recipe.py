@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,92 +19,12 @@ from deltatune.bridges import applying, carriers, delta_forms
 from deltatune.coverage import Coverage
 from deltatune.errors import InputError, nearest_first, unknown_name
 from deltatune.selections.by_role import ByRole
+from deltatune.settings import Optimizer, Training
 from deltatune.updates.ratios import Ratios
 
 __all__ = ["InPlace", "Optimizer", "Recipe", "Training", "from_plain", "json_schema", "named", "read"]
 
 InPlace = carriers.InPlace
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value} is not allowed: give a finite number above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """The rule that turns gradients into steps.
-
-    Args:
-        name: any optimizer name of transformers (`adamw_torch`, `sgd`, `adafactor`, `adamw_bnb_8bit`, ...).
-        learning_rate: of a parameter whose factors are all 1, at the top of the schedule.
-        betas: decay rates of Adam's moments.
-        epsilon: added to Adam's denominator.
-        weight_decay: decoupled, as a fraction per unit of learning rate.
-    """
-
-    name: str = "adamw_torch"
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive(learning_rate=self.learning_rate, epsilon=self.epsilon)
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay={self.weight_decay} is not allowed: give a number from 0 up")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"betas={self.betas} is not allowed: give two numbers in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How long and in which portions a run trains.
-
-    Args:
-        epochs: passes over the training examples.
-        steps: optimizer steps at most; 0 sets no bound beside `epochs`.
-        batch_size: examples per micro-batch and device.
-        accumulation: micro-batches per optimizer step.
-        max_length: tokens per example at most; longer ones are cut and counted.
-        schedule: any learning-rate schedule name of transformers.
-        warmup: fraction of all steps with a rising rate, in [0, 1).
-        max_gradient_norm: gradients are scaled down to this norm.
-        precision: `float32` or `bfloat16`, of the forward and backward passes.
-        checkpoint_every: optimizer steps between checkpoints; 0 makes one per epoch.
-        seed: of the data order, the dropout and every start value.
-    """
-
-    epochs: float = 3.0
-    steps: int = 0
-    batch_size: int = 32
-    accumulation: int = 1
-    max_length: int = 256
-    schedule: str = "linear"
-    warmup: float = 0.06
-    max_gradient_norm: float = 1.0
-    precision: str = "float32"
-    checkpoint_every: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _positive(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            accumulation=self.accumulation,
-            max_length=self.max_length,
-            max_gradient_norm=self.max_gradient_norm,
-        )
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup={self.warmup} is not allowed: give a fraction in [0, 1)")
-        for name in ("steps", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} is not allowed: give a number from 0 up")
-        if self.precision not in carriers.PRECISIONS:
-            raise unknown_name("precision", self.precision, carriers.PRECISIONS)
-        if self.schedule not in carriers.SCHEDULES:
-            raise unknown_name("schedule", self.schedule, carriers.SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +39,7 @@ class Recipe:
         objective: the loss; None takes the one that the data's task declares as its own.
         optimizer: the step rule.
         training: length and portions.
+        roles: module path pattern -> role, for an architecture that deltatune does not know.
     """
 
     name: str = "custom"
@@ -129,6 +49,7 @@ class Recipe:
     objective: Any = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         carriers.carrier_of(self.delta)
@@ -178,6 +99,7 @@ class Recipe:
             "objective": self.objective and parts.to_plain(self.objective, "objectives"),
             "optimizer": _plain_fields(self.optimizer),
             "training": _plain_fields(self.training),
+            "roles": dict(self.roles),
         }
 
     def to_yaml(self) -> str:
@@ -248,7 +170,15 @@ def from_plain(plain: Any) -> Recipe:
             values[key] = parts.validated(options, plain[key], key)
     if "name" in plain:
         values["name"] = str(plain["name"])
+    if plain.get("roles"):
+        values["roles"] = _role_map(plain["roles"])
     return Recipe(**values)
+
+
+def _role_map(given: Any) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not all(isinstance(role, str) for role in given.values()):
+        raise InputError(f"roles is {given!r}: give a mapping of module path pattern to role")
+    return {str(pattern): role for pattern, role in given.items()}
 
 
 def named(name: str, assignments: Mapping[str, Any] | None = None) -> Recipe:
@@ -322,6 +252,7 @@ def json_schema() -> dict[str, Any]:
         "objective": {"anyOf": [parts.json_schema("objectives"), {"type": "null"}]},
         "optimizer": pydantic.TypeAdapter(Optimizer).json_schema(),
         "training": pydantic.TypeAdapter(Training).json_schema(),
+        "roles": {"type": "object", "additionalProperties": {"type": "string"}},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

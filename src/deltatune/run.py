@@ -11,12 +11,16 @@ from typing import Any
 from rich.console import Console
 
 from deltatune import planning, run_report
-from deltatune.bridges import keeping, progress, session
+from deltatune.bridges import progress, session
 from deltatune.comparison.costs import CostMeter
 from deltatune.comparison.environment import environment
 from deltatune.comparison.evaluation import Evaluation, evaluate, is_constant_prediction
 from deltatune.errors import Diverged, InputError, WorkError
-from deltatune.files import write_json_atomically, write_text_atomically
+from deltatune.files import (
+    replace_folder_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from deltatune.planning import Plan
 from deltatune.recipe import Recipe, read
 from deltatune.run_folder import RunFolder
@@ -117,12 +121,20 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
         callbacks=[watch],
     )
     with watch:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = _evaluate(plan)
     costs = {**plan.meter.to_dict(), **plan.costs(trainer.optimizer)}
-    keeping.save_trained(plan, folder.adapter)
+    _save(plan, folder)
     costs["adapter_bytes"] = _bytes(folder.adapter)
     return _finish(plan, folder, before, after, costs, console)
+
+
+def _save(plan: Plan, folder: RunFolder) -> None:
+    """Write the trained delta; a run that was killed while writing the rest finds it there."""
+    if folder.adapter.exists():
+        shutil.rmtree(folder.adapter)
+    with replace_folder_atomically(folder.adapter) as temporary:
+        plan.carrier.save(plan.model, temporary, plan.reload_base)
 
 
 def _finish(

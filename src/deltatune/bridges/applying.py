@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ from torch import nn
 from transformers import Trainer
 
 from deltatune import sites
+from deltatune.bridges.callback import DeltaCallback
 from deltatune.bridges.carriers import Injection, carrier_of
 from deltatune.bridges.optimizer import attach_optimizer
-from deltatune.bridges.trainer import DeltaCallback, with_objective
+from deltatune.bridges.trainer import ObjectiveTrainer, with_objective
 from deltatune.coverage import Coverage, gate
-from deltatune.errors import InputError
+from deltatune.errors import InputError, NotComposable
 from deltatune.part import Selection
 from deltatune.seeds import generator_for
 from deltatune.sites import Sites
@@ -29,7 +31,7 @@ _SITES = "deltatune_sites"
 
 def select(recipe: Recipe, model: nn.Module) -> tuple[Sites, Selection, Coverage]:
     """Name the places of a model, select among them, and pass the coverage gate."""
-    places = sites.of(model)
+    places = sites.of(model, roles=recipe.roles)
     selection = recipe.selection(
         model, places, generator=generator_for(recipe.training.seed, "selection")
     )
@@ -55,8 +57,14 @@ def prepare(
 
 def trainer_class(recipe: Recipe, cls: type[Trainer]) -> type[Trainer]:
     """Return a subclass of `cls` that computes the recipe's objective, if it has one."""
-    made: type[Trainer] = with_objective(cls, recipe.objective)
-    return made
+    made: Any = with_objective(cls)
+
+    class WithRecipe(made):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, objective=recipe.objective, **kwargs)
+
+    WithRecipe.__name__ = f"Recipe{cls.__name__}"
+    return WithRecipe
 
 
 def attach(recipe: Recipe, trainer: Trainer) -> Trainer:
@@ -68,6 +76,12 @@ def attach(recipe: Recipe, trainer: Trainer) -> Trainer:
     places: Any = getattr(trainer.model, _SITES, None)
     if places is None:
         raise InputError("the trainer's model was not prepared by a recipe: give it recipe.prepare(base)")
-    attach_optimizer(trainer, update=recipe.update, sites=places, options=recipe.optimizer)
-    trainer.add_callback(DeltaCallback(update=recipe.update, sites=places))
+    attach_optimizer(trainer, update=recipe.update, sites=places, **dataclasses.asdict(recipe.optimizer))
+    if isinstance(trainer, ObjectiveTrainer):
+        trainer.add_callback(DeltaCallback(trainer, update=recipe.update, sites=places))
+    elif recipe.update.changes_who_trains:
+        raise NotComposable(
+            f"the update {type(recipe.update).__name__} changes who trains, which a plain "
+            f"{type(trainer).__name__} cannot do: make its class with recipe.trainer_class"
+        )
     return trainer

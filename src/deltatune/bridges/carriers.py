@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, Protocol
 import peft
 import torch
 from torch import nn
-from transformers.trainer_utils import SchedulerType
 
 from deltatune import parts
 from deltatune.bridges.in_place import merged_state, prepare_in_place
@@ -24,10 +24,7 @@ from deltatune.seeds import seed_for
 from deltatune.sites import Sites
 from deltatune.weight_delta import WeightDelta
 
-__all__ = ["PRECISIONS", "SCHEDULES", "Carrier", "InPlace", "carrier_of"]
-
-PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = tuple(member.value for member in SchedulerType)
+__all__ = ["Carrier", "InPlace", "Injection", "carrier_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +110,7 @@ class _Ours(_Adapter):
             seed=injection.seed,
             task_type=injection.task_type,
         )
-        return peft.get_peft_model(base, config)  # type: ignore[arg-type]
+        return _adapted(base, config)
 
     def save_as_lora(self, model: nn.Module, folder: Path) -> None:
         save_as_lora(model, folder, "default")
@@ -131,7 +128,7 @@ class _Peft(_Adapter):
         # peft draws its start values from the global generator; the state outside stays untouched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(injection.seed, "adapter"))
-            return peft.get_peft_model(base, config)  # type: ignore[arg-type]
+            return _adapted(base, config)
 
     def save_as_lora(self, model: nn.Module, folder: Path) -> None:
         if not isinstance(self.delta, peft.LoraConfig):
@@ -166,6 +163,13 @@ class _InPlace:
         raise NotMergeable(
             "in-place training changes whole weights, which is no LoRA: export with --to merged"
         )
+
+
+def _adapted(base: nn.Module, config: peft.PeftConfig) -> nn.Module:
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers for a property by its old name; the user cannot act on it.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        return peft.get_peft_model(base, config)  # type: ignore[arg-type]
 
 
 def _whole_modules(kind: str, injection: Injection) -> list[str]:

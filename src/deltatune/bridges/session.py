@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from deltatune.bridges.checkpoints import ExactCheckpoints, last_complete_checkpoint
+from deltatune.bridges.callback import DeltaCallback
+from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
 from deltatune.bridges.optimizer import attach_optimizer
 from deltatune.bridges.trainer import with_objective
 from deltatune.comparison.costs import CostMeter
 from deltatune.recipe import Recipe
 from deltatune.sites import Sites
 
-__all__ = ["session"]
+__all__ = ["latest", "session", "step_of"]
 
 
 class _Metered(Trainer):
@@ -80,6 +82,7 @@ def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArg
         save_total_limit=2,
         logging_steps=1,
         logging_first_step=True,
+        include_num_input_tokens_seen="non_padding",
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -99,11 +102,12 @@ def session(
     folder: Path,
     meter: CostMeter,
     trains_base: bool,
+    constant_loss: float | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
     """Put a Trainer together: our loss, our groups, our checkpoints, our clock."""
-    trainer_class = with_objective(ExactCheckpoints(_Metered))
-    trainer = trainer_class(
+    trainer_class: Any = with_objective(with_exact_checkpoints(_Metered))
+    trainer: Any = trainer_class(
         model=model,
         args=arguments(recipe, folder, trains_base=trains_base),
         train_dataset=examples,
@@ -111,12 +115,23 @@ def session(
         objective=objective,
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
     trainer.add_callback(_MeterCallback(trainer, meter))
-    attach_optimizer(trainer, update=recipe.update, sites=sites, options=recipe.optimizer)
-    return trainer
+    attach_optimizer(
+        trainer, update=recipe.update, sites=sites, **dataclasses.asdict(recipe.optimizer)
+    )
+    trainer.add_callback(
+        DeltaCallback(trainer, update=recipe.update, sites=sites, constant_loss=constant_loss)
+    )
+    made: Trainer = trainer
+    return made
 
 
-def latest(folder: Path) -> str | None:
-    """Return the newest complete checkpoint, as a path."""
-    found = last_complete_checkpoint(folder)
-    return str(found) if found else None
+def latest(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run, or None."""
+    return last_complete_checkpoint(folder)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Return the optimizer steps that a checkpoint stands after; 0 without one."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
