@@ -260,7 +260,7 @@ def _step_costs(
     predicted = costs.predicted_costs(
         model,
         places,
-        tokens_per_step=sequences * length,
+        sequences=sequences,
         sequence_length=length,
         optimizer=recipe.optimizer.name,
     )

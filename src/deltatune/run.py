@@ -120,7 +120,7 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
         constant_loss=plan.constant_loss,
         callbacks=[watch],
     )
-    with watch:
+    with watch, plan.meter:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = _evaluate(plan)
     costs = {**plan.meter.to_dict(), **plan.costs(trainer.optimizer)}
