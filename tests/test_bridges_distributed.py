@@ -20,7 +20,7 @@ from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_c
 from deltatune.bridges.trainer import with_objective
 from deltatune.errors import Interrupted
 from deltatune.updates.ratios import Ratios
-from tests.test_bridges_trainer import Alternate
+from tests.test_bridges_callback import Alternate
 from tests.training import PEFT_ASKS_OLD_NAME, lora_llama, token_rows, trainer_of
 
 pytestmark = [PEFT_ASKS_OLD_NAME, pytest.mark.distributed]

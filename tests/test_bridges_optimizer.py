@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -154,10 +156,37 @@ def test_optimizer_state_loses_large_integers_in_half_precision() -> None:
     assert optimizer.state[parameter]["index"].item() == 256
 
 
-def test_plain_trainer_refuses_optimizer_files_with_objects(tmp_path: Path) -> None:
-    torch.save({"state": {}, "value": Path("x")}, tmp_path / "optimizer.pt")
-    with pytest.raises(Exception, match=r"Weights only load failed"):
-        torch.load(tmp_path / "optimizer.pt", weights_only=True)
+def test_plain_trainer_loads_its_optimizer_file_without_objects(tmp_path: Path) -> None:
+    # So only tensors and plain values may go into an optimizer's state.
+    model, _ = lora_llama()
+    trainer = Trainer(
+        model,
+        arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=1),
+        train_dataset=ROWS,
+        data_collator=collate,
+    )
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    trainer._load_optimizer_and_scheduler(str(checkpoint))
+    torch.save({"state": {}, "value": Path("x")}, checkpoint / "optimizer.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"Weights only load failed"):
+        trainer._load_optimizer_and_scheduler(str(checkpoint))
+
+
+def test_plain_trainer_cannot_resume_two_active_adapters(tmp_path: Path) -> None:
+    # So a composite is one adapter, never two that are active together.
+    def made() -> Trainer:
+        model, _ = lora_llama()
+        model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+        model.base_model.set_adapter(["default", "second"])
+        options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+        return Trainer(
+            model, arguments(tmp_path, **options), train_dataset=ROWS, data_collator=collate
+        )
+
+    made().train()
+    with pytest.raises(ValueError, match=r"doesn't match the size of optimizer's group"):
+        made().train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 class _Events(TrainerCallback):
