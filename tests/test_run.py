@@ -134,11 +134,19 @@ def test_classification_trains_a_fresh_head_and_keeps_label_names(tmp_path):
     assert json.loads((merged / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
 
 
-def test_run_stops_at_once_when_the_loss_is_not_a_number(llama, pairs, tmp_path):
-    settings = {**SETTINGS, "value_learning_rate": 1e30, "training.warmup": 0, "training.max_gradient_norm": 1e30}
-    with pytest.raises(Diverged, match="learning"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=settings)
+def test_run_stops_at_once_when_the_loss_is_not_a_number(llama, pairs, tmp_path, monkeypatch):
+    from deltatune.objectives.next_token import NextToken
+
+    total = NextToken.total
+
+    def broken(self, outputs, batch, *, progress=0.0):
+        return total(self, outputs, batch, progress=progress) * (float("nan") if progress > 0.3 else 1.0)
+
+    monkeypatch.setattr(NextToken, "total", broken)
+    with pytest.raises(Diverged, match="the loss of step 4 is nan: lower the value learning rate"):
+        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
     assert not (tmp_path / "run" / "adapter").exists()
+    assert len(_losses(tmp_path / "run")) == 3
 
 
 def test_run_leaves_nothing_half_written_when_the_disk_is_full(llama, pairs, tmp_path, monkeypatch):
@@ -200,7 +208,9 @@ def test_prepare_and_attach_serve_a_trainer_of_the_user_s_own(tiny, tmp_path):
     recipe = named("efficientft", {"ratio": 4, "delta.rank": 2})
     model = recipe.prepare(tiny("llama", "causal_lm"))
     rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]} for _ in range(8)]
-    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=2, report_to=[], disable_tqdm=True)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, report_to=[], disable_tqdm=True, dataloader_pin_memory=False
+    )
     trainer = recipe.attach(Trainer(model=model, args=arguments, train_dataset=rows))
     trainer.train()
     rates = {group["initial_lr"] for group in trainer.optimizer.param_groups}
