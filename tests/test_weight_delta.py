@@ -118,7 +118,8 @@ def test_delta_makes_one_tensor_at_a_time(tmp_path: Path) -> None:
     model = nn.ModuleDict(
         {"weight": nn.ParameterDict({str(i): torch.zeros(4, 4) for i in range(6)})}
     )
-    (0.5 * WeightDelta(counting)).add_to_(model)
+    WeightDelta(counting).add_to_(model)
+    (0.5 * WeightDelta(counting)).remove_from_(model)
     assert counting.most == 1
     assert model["weight"]["3"][0].tolist() == [1.5] * 4
     for row in WeightDelta(counting).rows():

@@ -174,14 +174,7 @@ class WeightDelta(Mapping[str, Tensor]):
     def rows(self) -> Iterator[ChangeRow]:
         """Give one row per change for tables, made one at a time."""
         for name in self:
-            change = self[name]
-            yield ChangeRow(
-                name=name,
-                shape=tuple(change.shape),
-                norm=float(torch.linalg.vector_norm(change)),
-                largest=float(change.abs().max()) if change.numel() else 0.0,
-                nonzero=int(change.count_nonzero()),
-            )
+            yield _row(name, self[name])
 
     def __add__(self, other: object) -> WeightDelta:
         if not isinstance(other, WeightDelta):
@@ -267,3 +260,13 @@ class WeightDelta(Mapping[str, Tensor]):
             yield model
         finally:
             put(originals, targets)
+
+
+def _row(name: str, change: Tensor) -> ChangeRow:
+    return ChangeRow(
+        name=name,
+        shape=tuple(change.shape),
+        norm=float(torch.linalg.vector_norm(change)),
+        largest=float(change.abs().max()) if change.numel() else 0.0,
+        nonzero=int(change.count_nonzero()),
+    )

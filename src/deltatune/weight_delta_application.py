@@ -55,10 +55,14 @@ def _check(name: str, target: Tensor, shape: tuple[int, ...]) -> None:
 def add(changes: Mapping[str, Tensor], targets: Mapping[str, Tensor], factor: float) -> None:
     """Add `factor` times each change to its target, in float32 (float64 to float64), cast once."""
     for name, target in targets.items():
-        wide = torch.promote_types(target.dtype, torch.float32)
-        change = changes[name].to(device=target.device, dtype=wide)
         # The sum is a tensor of its own: a lazy change may read the very weight that moves.
-        target.copy_(torch.add(target.to(wide), change, alpha=factor))
+        target.copy_(_sum(target, changes[name], factor))
+
+
+def _sum(target: Tensor, change: Tensor, factor: float) -> Tensor:
+    # A function of its own lets go of each change before the next one is made.
+    wide = torch.promote_types(target.dtype, torch.float32)
+    return torch.add(target.to(wide), change.to(device=target.device, dtype=wide), alpha=factor)
 
 
 @torch.no_grad()
