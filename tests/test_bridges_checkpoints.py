@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback
@@ -12,8 +13,11 @@ from deltatune import sites as places
 from deltatune.bridges import state_files
 from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
 from deltatune.bridges.in_place import merged_state, prepare_in_place
+from deltatune.bridges.peft_config import delta_config
 from deltatune.bridges.trainer import with_objective
+from deltatune.deltas.entries import EntryValues
 from deltatune.errors import InputError, NotComposable, WorkError
+from deltatune.part import Entries
 from deltatune.sites import join
 from deltatune.updates.ratios import Ratios
 from tests.models import tiny
@@ -35,7 +39,9 @@ class StopInMicroBatch(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def build(folder: Path, *, callbacks: Any = (), model: Any = None, **changes: Any) -> Any:
+def build(
+    folder: Path, *, callbacks: Any = (), model: Any = None, update: Any = None, **changes: Any
+) -> Any:
     trained, sites = model or lora_llama(dropout=0.1)
     options = {
         "save_strategy": "steps",
@@ -50,7 +56,7 @@ def build(folder: Path, *, callbacks: Any = (), model: Any = None, **changes: An
         folder,
         rows=ROWS,
         trainer_class=EXACT,
-        update=Ratios(roles={"value": 4.0}),
+        update=update or Ratios(roles={"value": 4.0}),
         weight_decay=0.1,
         callbacks=callbacks,
         **options,
@@ -142,6 +148,31 @@ def test_resume_is_exact_when_rows_of_fused_weights_train_in_place(tmp_path: Pat
     saved = type(resumed.model).from_pretrained(tmp_path / "checkpoint-4")
     for name, tensor in merged_state(resumed.model).items():
         assert torch.equal(saved.state_dict()[name], tensor), name
+
+
+def entries_model() -> tuple[Any, Any]:
+    base = tiny("llama", "causal_lm", attention_dropout=0.1)
+    sites = places.of(base)
+    chosen = torch.randperm(32 * 16, generator=torch.Generator().manual_seed(1))[:300]
+    selection = {site.weight: Entries(chosen) for site in sites.with_roles("value")}
+    config = delta_config(EntryValues(), sites, selection, seed=0)
+    return peft.get_peft_model(base, config), sites
+
+
+def test_resume_is_exact_for_a_delta_of_ours_with_index_buffers(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "update": Ratios()}
+    whole = build(tmp_path / "whole", model=entries_model(), save_strategy="no", **options)
+    whole.train()
+    stopper = StopInMicroBatch(after_steps=2)
+    stopped = build(tmp_path, model=entries_model(), callbacks=[stopper], **options)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = build(tmp_path, model=entries_model(), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_bitwise_equal(outcome(resumed), outcome(whole))
+    saved = state_files.read_tensors(tmp_path / "checkpoint-4" / "trained.safetensors")
+    indices = [t for n, t in saved.items() if n.endswith("indices")]
+    assert [t.dtype for t in indices] == [torch.int64] * 2
 
 
 def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:

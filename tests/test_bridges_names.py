@@ -11,6 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from deltatune import sites as places
 from deltatune.bridges.in_place import prepare_in_place
 from deltatune.bridges.names import canonical_name, trained_parameters
+from deltatune.bridges.peft_config import delta_config
+from deltatune.deltas.low_rank import LowRank
+from deltatune.deltas.sum import Sum
 from deltatune.sites import join
 from tests.models import tiny
 from tests.training import PEFT_ASKS_OLD_NAME
@@ -156,6 +159,33 @@ def test_pieces_of_a_fused_weight_trained_in_place_have_their_roles() -> None:
     )
     assert found[f"{attention}.parametrizations.bias.original2"][1:3] == ("value", "bias")
     assert len(found) == 8  # 2 layers, 2 roles, weight and bias
+
+
+def with_delta(delta: Any) -> tuple[Any, Any]:
+    base = tiny("gpt2", "sequence_classification")
+    sites = places.of(base)
+    selected = join(sites, sites.with_roles("query", "value"))
+    config = delta_config(
+        delta, sites, selected, modules_to_save=("score",), seed=0, task_type="SEQ_CLS"
+    )
+    return peft.get_peft_model(base, config), sites
+
+
+def test_deltas_of_ours_on_a_fused_weight_have_the_role_of_their_rows() -> None:
+    found = described(*with_delta(LowRank(rank=2)))
+    fused = {d[1:] for d in found.values() if d[0] == "transformer.h.1.attn.c_attn"}
+    assert fused == {
+        (role, part_role, 1) for role in ("query", "value") for part_role in ("down", "up")
+    }
+    assert len(found) == 2 * 2 * 2 + 1
+    for name, description in found.items():
+        assert canonical_name(name) == description[0]
+
+
+def test_terms_of_a_sum_keep_their_own_part_roles() -> None:
+    found = described(*with_delta(Sum.example()))
+    part_roles = [d[2] for d in found.values() if d[1] == "value" and d[3] == 0]
+    assert sorted(part_roles) == ["down", "down", "up", "up"]
 
 
 def test_names_are_found_inside_wrappers() -> None:

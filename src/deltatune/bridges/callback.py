@@ -33,7 +33,8 @@ class DeltaCallback(TrainerCallback):
         margin: how far above it, as a fraction, the mean of the last losses counts as diverged;
             batches are noisy, and a run that has only not learnt yet stands right at it.
         warmup_steps: steps of this run before the comparison starts.
-        check_movement_after: steps after which every trained tensor must have moved; 0 for never.
+        check_movement_after: steps after which every trained tensor must have moved; 0 for never,
+            and never where who trains changes or tensors are sharded.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class DeltaCallback(TrainerCallback):
         self._check_unused_are_found()
         self._losses.clear()
         self._steps, self._is_stopping = 0, False
-        if self.check_movement_after and not self.update.changes_who_trains:
+        if self._can_check_movement():
             self._movement = Movement(model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -130,6 +131,12 @@ class DeltaCallback(TrainerCallback):
         live: Any = self.trainer
         model: torch.nn.Module = live.model
         return model
+
+    def _can_check_movement(self) -> bool:
+        """Tell whether movement is to be checked: not where no process holds whole tensors."""
+        is_sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+        alternates = self.update.changes_who_trains
+        return bool(self.check_movement_after) and not (is_sharded or alternates)
 
     def _switch(self, live: frozenset[str] | None) -> None:
         parameters = dict(self._model().named_parameters())

@@ -27,6 +27,7 @@ from deltatune.bridges.in_place import merged_state
 from deltatune.bridges.optimizer_state import load_optimizer_state, named_state, parameter_names
 from deltatune.bridges.random_states import random_states, restore_random_states
 from deltatune.bridges.state_files import (
+    copy_into,
     has_state,
     read_state,
     read_tensors,
@@ -81,7 +82,7 @@ class ExactCheckpoints(Trainer):
             )
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Train, from a complete checkpoint if asked to resume.
 
@@ -93,19 +94,8 @@ class ExactCheckpoints(Trainer):
         Raises:
             InputError: there is no complete checkpoint.
         """
-        if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(self.args.output_dir or "")
-            if found is None:
-                raise InputError(
-                    f"{self.args.output_dir!r} has no complete checkpoint: start without resuming"
-                )
-            resume_from_checkpoint = str(found)
-        elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / MANIFEST).is_file():
-            raise InputError(
-                f"{str(resume_from_checkpoint)!r} is no complete checkpoint of deltatune: "
-                f"resume from another one, or start anew"
-            )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        checkpoint = _to_resume(resume_from_checkpoint, Path(self.args.output_dir or ""))
+        return super().train(checkpoint, *args, **kwargs)
 
     def _parts(self) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
         """Return model, optimizer and schedule as they are now."""
@@ -121,7 +111,7 @@ class ExactCheckpoints(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        name = _name(self.state.global_step)
         with self._staged(folder) as staging:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -224,12 +214,7 @@ class ExactCheckpoints(Trainer):
         model = model or self._parts()[0]
         tensors = read_tensors(Path(resume_from_checkpoint) / TRAINED)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        places = {**trained, **_persistent_buffers(model)}
-        _check_same_names(set(tensors), set(places), resume_from_checkpoint)
-        with torch.no_grad():
-            for name, place in places.items():
-                _check_alike(name, tensors[name], place)
-                place.copy_(tensors[name])
+        copy_into({**trained, **_persistent_buffers(model)}, tensors, str(resume_from_checkpoint))
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -251,6 +236,20 @@ class ExactCheckpoints(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             restore_random_states(read_state(Path(checkpoint), self._rng_stem()), self.args.device)
+
+
+def _to_resume(given: str | Path | bool | None, folder: Path) -> str | None:
+    if not given:
+        return None
+    checkpoint = last_complete_checkpoint(folder) if given is True else Path(given)
+    if checkpoint is None:
+        raise InputError(f"{str(folder)!r} has no complete checkpoint: start without resuming")
+    if not (checkpoint / MANIFEST).is_file():
+        raise InputError(
+            f"{str(checkpoint)!r} is no complete checkpoint of deltatune: resume from another one, "
+            f"or start anew"
+        )
+    return str(checkpoint)
 
 
 def _name(step: int) -> str:
@@ -275,25 +274,3 @@ def _is_parametrized(model: nn.Module) -> bool:
 def _persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     saved = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
-
-
-def _check_same_names(saved: set[str], live: set[str], checkpoint: str) -> None:
-    for names, problem in (
-        (live - saved, "has no values for"),
-        (saved - live, "has values for what does not train here:"),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise InputError(
-                f"checkpoint {checkpoint!r} {problem} {shown}{more}: resume with the recipe and "
-                f"model that it was written with"
-            )
-
-
-def _check_alike(name: str, saved: torch.Tensor, place: torch.Tensor) -> None:
-    if saved.shape != place.shape or saved.dtype != place.dtype:
-        raise InputError(
-            f"the checkpoint holds {name} as {saved.dtype} {tuple(saved.shape)}, the model as "
-            f"{place.dtype} {tuple(place.shape)}: resume with the recipe and model of that run"
-        )

@@ -25,7 +25,9 @@ class Movement:
     def __init__(self, model: nn.Module) -> None:
         """Remember every parameter of the model as it is."""
         parameters = dict(model.named_parameters())
-        self._trained = {n: _sums(p) for n, p in parameters.items() if p.requires_grad}
+        self._trained = {
+            n: _sums(p) for n, p in parameters.items() if p.requires_grad and p.numel()
+        }
         self._frozen = {n: _sample(p) for n, p in parameters.items() if not p.requires_grad}
 
     def check(self, model: nn.Module) -> None:

@@ -35,6 +35,8 @@ PART_ROLES: Mapping[str, str] = {
 }
 OWN_PREFIX = "delta_"  # of our own peft type, also before it is registered
 COMPILED = "_orig_mod"
+# Steps that sharding, activation checkpointing and compilation put into a path anywhere.
+WRAPPING_STEPS = (COMPILED, "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 PEFT_ROOT = ("base_model", "model")
 
 
@@ -61,7 +63,7 @@ def canonical_name(name: str) -> str:
     >>> canonical_name("layers.0.q_proj.weight")
     'layers.0.q_proj.weight'
     """
-    steps = [step for step in name.split(".") if step != COMPILED]
+    steps = [step for step in name.split(".") if step not in WRAPPING_STEPS]
     while steps and steps[0] == "module":
         steps = steps[1:]
     if tuple(steps[:2]) != PEFT_ROOT:
@@ -179,7 +181,7 @@ def _is_wrapping(module: nn.Module, step: str) -> bool:
         "base_layer": BaseTunerLayer,
         "original_module": AuxiliaryTrainingWrapper,
     }
-    return step == COMPILED or (step in wraps and isinstance(module, wraps[step]))
+    return step in WRAPPING_STEPS or (step in wraps and isinstance(module, wraps[step]))
 
 
 def _in_base(module: str, rest: tuple[str, ...]) -> _Place:

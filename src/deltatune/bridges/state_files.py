@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deltatune.errors import InputError, WorkError
 
-__all__ = ["has_state", "read_state", "read_tensors", "write_state", "write_tensors"]
+__all__ = ["copy_into", "has_state", "read_state", "read_tensors", "write_state", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -43,6 +43,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise _missing(path) from error
     except SafetensorError as error:
         raise _broken(path, error) from error
+
+
+def copy_into(places: Mapping[str, Tensor], saved: Mapping[str, Tensor], source: str) -> None:
+    """Copy saved tensors into live ones of the same names, all or none.
+
+    Args:
+        places: name -> tensor to fill, on any device.
+        saved: name -> tensor as read.
+        source: where `saved` comes from, for messages.
+
+    Raises:
+        InputError: a name on one side only, another shape, or another dtype.
+    """
+    _check_same_names(set(saved), set(places), source)
+    for name, place in places.items():
+        _check_alike(name, saved[name], place)
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(saved[name])
 
 
 def write_state(folder: Path, stem: str, value: Any) -> None:
@@ -133,3 +152,25 @@ def _unpacked(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_unpacked(item, tensors) for item in content)
     return {key: _unpacked(item, tensors) for key, item in content}
+
+
+def _check_same_names(saved: set[str], live: set[str], checkpoint: str) -> None:
+    for names, problem in (
+        (live - saved, "has no values for"),
+        (saved - live, "has values for what does not train here:"),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise InputError(
+                f"checkpoint {checkpoint!r} {problem} {shown}{more}: resume with the recipe and "
+                f"model that it was written with"
+            )
+
+
+def _check_alike(name: str, saved: Tensor, place: Tensor) -> None:
+    if saved.shape != place.shape or saved.dtype != place.dtype:
+        raise InputError(
+            f"the checkpoint holds {name} as {saved.dtype} {tuple(saved.shape)}, the model as "
+            f"{place.dtype} {tuple(place.shape)}: resume with the recipe and model of that run"
+        )
