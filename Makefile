@@ -5,7 +5,7 @@ RUN ?= runs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: run test lint types unit slow clean
+.PHONY: run test lint types unit slow table clean
 
 run: $(BIN)/.installed
 	$(BIN)/deltatune demo --output $(RUN)
@@ -31,6 +31,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+table: $(BIN)/.installed
+	$(BIN)/python -m deltatune.catalogue README.md
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -54,7 +54,7 @@ def test_train_writes_every_file_of_a_run_and_prints_json(command, llama, pairs,
     names = {entry.name for entry in folder.iterdir()}
     expected = {"recipe.yaml", "environment.json", "metrics.jsonl", "costs.json", "evaluation.json"}
     assert names == expected | {"adapter", "report.html"}
-    for word in ("value", "query", "carry loss", "parameters trained", "try next"):
+    for word in ("value", "query", "supervision at max_length", "parameters trained", "try next"):
         assert word in err, word
 
 

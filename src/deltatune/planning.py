@@ -23,6 +23,7 @@ from deltatune.comparison import costs
 from deltatune.coverage import Coverage
 from deltatune.data.encoding import Collator, Encoded, encode
 from deltatune.data.loading import Examples, load
+from deltatune.data.showing import show_example
 from deltatune.errors import InputError
 from deltatune.part import Selection
 from deltatune.recipe import Recipe
@@ -30,7 +31,7 @@ from deltatune.sites import Sites
 from deltatune.updates import groups as grouping
 from deltatune.updates.update import Group
 
-__all__ = ["Plan", "device", "plan"]
+__all__ = ["Plan", "Request", "device", "plan"]
 
 TASK_TYPES = {
     "classification": "SEQ_CLS",
@@ -62,8 +63,7 @@ class Plan:
         meter: of costs, from the loaded base on.
         constant_loss: loss of the uniform predictor, ln C; None where there is none.
         prior_entropy: loss of the best constant predictor, the entropy of the training labels.
-        predicted: costs of one step by formula.
-        flops: of one step on the first batch, counted.
+        reload_base: loads the untouched base again.
     """
 
     recipe: Recipe
@@ -81,8 +81,6 @@ class Plan:
     meter: costs.CostMeter
     constant_loss: float | None
     prior_entropy: float
-    predicted: Mapping[str, Any]
-    flops: int
     reload_base: Callable[[], nn.Module]
 
     @property
@@ -97,13 +95,37 @@ class Plan:
 
     def costs(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return what the meter does not know: parameters, states, FLOPs beside their prediction."""
+        counted, predicted = self._micro_batch_costs()
         return {
             "trainable_parameters": self.trainable_parameters,
             "trainable_parameters_ever": self.trainable_parameters,
             "optimizer_bytes": costs.optimizer_bytes(optimizer),
-            "micro_batch_flops": self.flops,
-            "predicted": dict(self.predicted),
+            "micro_batch_flops": counted,
+            "predicted": predicted,
+            "micro_batch_flops_predicted_to_counted_ratio": predicted["micro_batch_flops"] / counted,
         }
+
+    def _micro_batch_costs(self) -> tuple[int, dict[str, Any]]:
+        """Count the FLOPs of the first micro-batch of the training examples, and predict them."""
+        train = self.encoded.splits["train"]
+        rows = [train[i] for i in range(min(self.recipe.training.batch_size, len(train)))]
+        on = next(self.model.parameters()).device
+        batch = {key: value.to(on) for key, value in self.collate(rows).items()}
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+
+        def loss(model: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
+            total: torch.Tensor = self.objective.total(model(**given), batch)
+            return total
+
+        sequences, length = batch["input_ids"].shape
+        predicted = costs.predicted_costs(
+            self.model,
+            self.sites,
+            sequences=sequences,
+            sequence_length=length,
+            optimizer=self.recipe.optimizer.name,
+        )
+        return costs.count_flops(self.model, inputs, loss), predicted
 
     @property
     def trainable_parameters(self) -> int:
@@ -117,91 +139,111 @@ def device() -> torch.device:
     return found or torch.device("cpu")
 
 
-def plan(
-    model: str | Path,
-    data: Any,
-    recipe: Recipe,
-    *,
-    columns: Mapping[str, str] | None,
-    task: str | None,
-    allow_remote_code: bool,
-    console: Console,
-) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for, beside the recipe.
+
+    Args:
+        model: folder, Hugging Face name, or `package:NAME`.
+        data: anything `deltatune.data.loading.load` takes.
+        columns: column role -> column name; guessed where not given.
+        task: of the data; guessed if not given.
+        allow_remote_code: whether code that comes with the model may run.
+    """
+
+    model: str | Path
+    data: Any
+    columns: Mapping[str, str] | None = None
+    task: str | None = None
+    allow_remote_code: bool = False
+
+
+def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     """Do all that comes before training, and refuse what would go wrong in it.
 
     Raises:
         InputError: the first thing that is wrong with model, data or recipe.
     """
-    examples = load(data, columns=columns, task=task, seed=recipe.training.seed)
+    examples = load(
+        request.data, columns=request.columns, task=request.task, seed=recipe.training.seed
+    )
     console.print(examples.table())
     carrier = carrier_of(recipe.delta)
-    objective = _objective(recipe, examples.task)
     loaded = functools.partial(
         load_base,
-        model,
+        request.model,
         task=examples.task,
         label_names=examples.label_names,
         precision="float32" if carrier.trains_base else recipe.training.precision,
-        allow_remote_code=allow_remote_code,
+        allow_remote_code=request.allow_remote_code,
         seed=recipe.training.seed,
     )
     base = loaded(device=device())
     meter = costs.CostMeter(device())
-    encoded = encode(examples, base.tokenizer, max_length=_length(recipe, base, console))
-    console.print(encoded.supervision.table())
-    encoded.supervision.check()
-    places, selection, covered = applying.select(recipe, base.model)
+    encoded = _encoded(examples, base, recipe, console)
+    sites, selection, covered = applying.select(recipe, base.model)
     injection = Injection(
-        sites=places,
+        sites=sites,
         selection=selection,
-        trained_modules=_fresh_head(places, examples.task),
+        trained_modules=_fresh_head(sites, examples.task),
         seed=recipe.training.seed,
         task_type=TASK_TYPES[examples.task],
     )
-    prepared = carrier.prepare(base.model, injection)
-    groups = grouping.plan_groups(
-        trained_parameters(prepared, places),
-        recipe.update,
-        places,
-        learning_rate=recipe.optimizer.learning_rate,
-        weight_decay=recipe.optimizer.weight_decay,
-    )
-    console.print(covered.table())
-    console.print(grouping.table(groups))
-    collate = Collator(base.tokenizer)
+    model = carrier.prepare(base.model, injection)
     uniform, prior = _constant_losses(encoded)
-    flops, predicted = _step_costs(prepared, places, encoded, collate, objective, recipe)
-    return Plan(
+    made = Plan(
         recipe=recipe,
         base=base,
         carrier=carrier,
         encoded=encoded,
-        sites=places,
+        sites=sites,
         selection=selection,
         covered=covered,
-        model=prepared,
-        objective=objective,
-        collate=collate,
-        groups=groups,
-        inputs=_inputs(model, examples, allow_remote_code),
+        model=model,
+        objective=_objective(recipe, examples.task),
+        collate=Collator(base.tokenizer),
+        groups=_groups(model, sites, recipe),
+        inputs=_inputs(request, examples),
         meter=meter,
         constant_loss=uniform,
         prior_entropy=prior,
-        predicted=predicted,
-        flops=flops,
         reload_base=lambda: loaded().model,
+    )
+    console.print(covered.table())
+    console.print(grouping.table(made.groups))
+    return made
+
+
+def _encoded(examples: Examples, base: Base, recipe: Recipe, console: Console) -> Encoded:
+    """Turn examples into tokens, show what carries loss, and pass the supervision gate."""
+    encoded = encode(examples, base.tokenizer, max_length=_length(recipe, base, console))
+    console.print(encoded.supervision.table())
+    for note in encoded.supervision.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    encoded.supervision.check()
+    console.print("first example:", show_example(encoded, base.tokenizer))
+    return encoded
+
+
+def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]:
+    return grouping.plan_groups(
+        trained_parameters(model, sites),
+        recipe.update,
+        sites,
+        learning_rate=recipe.optimizer.learning_rate,
+        weight_decay=recipe.optimizer.weight_decay,
     )
 
 
-def _inputs(model: str | Path, examples: Examples, allow_remote_code: bool) -> dict[str, Any]:
+def _inputs(request: Request, examples: Examples) -> dict[str, Any]:
     return {
-        "model": str(model),
+        "model": str(request.model),
         "data": examples.source,
         "data_fingerprint": examples.fingerprint,
         "task": examples.task,
         "columns": dict(examples.columns),
         "label_names": list(examples.label_names),
-        "allow_remote_code": allow_remote_code,
+        "allow_remote_code": request.allow_remote_code,
     }
 
 
@@ -223,11 +265,11 @@ def _length(recipe: Recipe, base: Base, console: Console) -> int:
     return min(asked, allowed)
 
 
-def _fresh_head(places: Sites, task: str) -> tuple[str, ...]:
+def _fresh_head(sites: Sites, task: str) -> tuple[str, ...]:
     """Return the top modules of the head, which has to train for a task of its own."""
     if task not in FRESH_HEAD_TASKS:
         return ()
-    return tuple(dict.fromkeys(site.module.split(".")[0] for site in places.with_roles("head")))
+    return tuple(dict.fromkeys(site.module.split(".")[0] for site in sites.with_roles("head")))
 
 
 def _constant_losses(encoded: Encoded) -> tuple[float | None, float]:
@@ -238,30 +280,3 @@ def _constant_losses(encoded: Encoded) -> tuple[float | None, float]:
     number = sum(counts.values())
     entropy = -sum(count / number * math.log(count / number) for count in counts.values())
     return math.log(max(len(encoded.label_names), 2)), entropy
-
-
-def _step_costs(
-    model: nn.Module, places: Sites, encoded: Encoded, collate: Collator, objective: Any, recipe: Recipe
-) -> tuple[int, Mapping[str, Any]]:
-    """Count the FLOPs of one micro-batch, and predict them by formula."""
-    train = encoded.splits["train"]
-    rows = [train[i] for i in range(min(recipe.training.batch_size, len(train)))]
-    on = next(model.parameters()).device
-    batch = {key: value.to(on) for key, value in collate(rows).items()}
-    labels = batch["labels"]
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-
-    def loss(trained: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
-        total: torch.Tensor = objective.total(trained(**given), {**given, "labels": labels})
-        return total
-
-    counted = costs.count_flops(model, inputs, loss)
-    sequences, length = batch["input_ids"].shape
-    predicted = costs.predicted_costs(
-        model,
-        places,
-        sequences=sequences,
-        sequence_length=length,
-        optimizer=recipe.optimizer.name,
-    )
-    return counted, predicted

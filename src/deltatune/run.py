@@ -21,7 +21,7 @@ from deltatune.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from deltatune.planning import Plan
+from deltatune.planning import Plan, Request
 from deltatune.recipe import Recipe, read
 from deltatune.run_folder import RunFolder
 
@@ -86,13 +86,15 @@ def finetune(
     folder = RunFolder(Path(output))
     if folder.path.exists() or resume:
         folder.open(resume=resume)
-    plan = planning.plan(
-        model, data, chosen, columns=columns, task=task, allow_remote_code=allow_remote_code, console=console
+    request = Request(
+        model=model, data=data, columns=columns, task=task, allow_remote_code=allow_remote_code
     )
+    plan = planning.plan(request, chosen, console)
     if resume:
         folder.check_same(chosen, plan.inputs)
     else:
         folder.open(resume=False)
+        _check_room(folder.path, plan)
         folder.begin(chosen, {"inputs": plan.inputs, **environment()})
     try:
         return _train(plan, folder, resume=resume, console=console)
@@ -202,20 +204,16 @@ def _bytes(folder: Path) -> int:
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
 
 
-def free_bytes(folder: Path) -> int:
-    """Return the free room on the disk of a folder."""
-    return shutil.disk_usage(folder).free
-
-
-def check_room(folder: Path, needed: int) -> None:
+def _check_room(folder: Path, plan: Plan) -> None:
     """Refuse to start when what must be written cannot fit.
 
-    Raises:
-        InputError: less room than `needed` bytes.
+    A checkpoint holds every trained value and its two moments; two of them are kept, and the
+    result beside them.
     """
-    free = free_bytes(folder)
+    needed = 4 * plan.trainable_parameters * (2 * 3 + 1) + 2**20
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{str(folder)!r} has {free / 2**20:.0f} MiB free, and the run writes about "
+            f"output {str(folder)!r} has {free / 2**20:.0f} MiB free, and the run writes about "
             f"{needed / 2**20:.0f} MiB: make room or give another output folder"
         )
