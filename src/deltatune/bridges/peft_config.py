@@ -2,100 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import PeftConfig
+from torch import Tensor
 
 from deltatune import parts
+from deltatune.bridges.peft_place import Place, place_of
 from deltatune.bridges.peft_type import DELTA
-from deltatune.errors import InputError
-from deltatune.part import Columns, Entries, Part, Rows, Selection, Whole
+from deltatune.errors import InputError, NotComposable, unknown_name
+from deltatune.part import Entries, Part, Selection, Whole
 from deltatune.sites import Site, Sites, split
 
-__all__ = ["DeltaConfig", "Place", "delta_config", "part_of", "places_by_module"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """One delta of an adapter.
-
-    Args:
-        site: name of the place.
-        module: path of its module in the base model.
-        role: of the place.
-        rows: half-open ranges of the weight's outputs; None for all of them.
-        part: what of the place may change, counted within it; None for all of it.
-        transposed: whether the weight is stored `(in, out)`.
-    """
-
-    site: str
-    module: str
-    role: str
-    rows: list[list[int]] | None = None
-    part: dict[str, Any] | None = None
-    transposed: bool = False
-
-    @property
-    def name(self) -> str:
-        """The name that messages show."""
-        return self.site
-
-    def row_indices(self) -> torch.Tensor | None:
-        """Return the rows, `(rows,)` int64, or None for all."""
-        return None if self.rows is None else Rows.of_ranges([(a, b) for a, b in self.rows]).indices
+__all__ = ["DeltaConfig", "delta_config"]
 
 
 @dataclass
 class DeltaConfig(PeftConfig):
-    """Configuration of the peft type `DELTA`.
+    """Configuration of the peft type `DELTA`; make one with `delta_config`.
 
     Args:
         delta: options of the delta, as `deltatune.parts.to_plain` writes them.
         places: one mapping per delta, see `Place`.
-        target_modules: full paths of the changed modules; follows from `places`.
         modules_to_save: modules that train whole beside the delta.
         seed: of start values.
+
+    Attributes:
+        options: the delta's options.
+        places_of: module path -> its places.
+        target_modules: the full module paths, as peft wants them.
+        entries: site -> chosen single entries, `(k,)` int64. They are tensors of the adapter, so a
+            configuration read from a file has none until the adapter's tensors are loaded.
+        awaits_entries: whether it still has none, but needs them.
     """
 
     delta: dict[str, Any] = field(default_factory=dict)
     places: list[dict[str, Any]] = field(default_factory=list)
-    target_modules: list[str] | None = None
-    exclude_modules: list[str] | None = None
     modules_to_save: list[str] | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Check the options and derive the modules.
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
+        """Refuse unknown fields, which peft would drop with a warning.
 
         Raises:
-            InputError: an unknown delta, option or place key.
+            InputError: nearest names first.
         """
-        super().__post_init__()
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for key in fields:
+            if key not in known:
+                raise unknown_name("adapter_config.json: key", key, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Check the options and the places.
+
+        Raises:
+            InputError: an unknown delta, option or place key, two deltas at one place, or a place
+                that the delta cannot change.
+        """
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = DELTA
-        self.options = parts.from_plain(self.delta, "deltas", where="delta") if self.delta else None
-        resolved = [parts.validated(Place, place, "places") for place in self.places]
-        self.target_modules = list(dict.fromkeys(place.module for place in resolved))
-        # Chosen entries are too many for JSON: they travel as buffers beside the weights.
-        self.chosen: dict[str, Part] = {}
+        if not self.delta or not self.places:
+            raise InputError(
+                "a DELTA adapter needs a delta and places: make its config with delta_config"
+            )
+        self.options = parts.from_plain(self.delta, "deltas", where="delta")
+        resolved = [
+            parts.validated(Place, plain, f"places[{i}]") for i, plain in enumerate(self.places)
+        ]
+        self.places_of = _by_module(resolved)
+        self.target_modules: Any = set(self.places_of)
+        self.entries: Mapping[str, Tensor] = {}
+        self.awaits_entries = any(place.number_of_entries is not None for place in resolved)
+        implementation = parts.declaration_of(self.options, "deltas").implementation
+        for place in resolved:
+            _refuse_saved(place, self.modules_to_save or ())
+            implementation.check(self.options, *place.cut_shape, place.part_of_cut(), place.site)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        plain: dict[str, Any] = super().to_dict()
-        for name in ("options", "chosen"):
-            plain.pop(name, None)
-        return plain
+    def with_entries(self, entries: Mapping[str, Tensor]) -> Self:
+        """Give the chosen entries of every place that needs them, and return itself."""
+        self.entries = entries
+        self.awaits_entries = False
+        return self
 
 
-def places_by_module(config: DeltaConfig) -> Mapping[str, list[Place]]:
-    """Return module path -> its places."""
-    found: dict[str, list[Place]] = {}
-    for plain in config.places:
-        place = Place(**plain)
-        found.setdefault(place.module, []).append(place)
+def _by_module(places: Iterable[Place]) -> Mapping[str, tuple[Place, ...]]:
+    found: dict[str, tuple[Place, ...]] = {}
+    for place in places:
+        present = found.get(place.module, ())
+        if any(other.role == place.role for other in present):
+            raise InputError(f"two deltas at {place.site}: select it once, and use a sum for both")
+        found[place.module] = (*present, place)
     return found
+
+
+def _refuse_saved(place: Place, modules_to_save: Sequence[str]) -> None:
+    for saved in modules_to_save:
+        if f".{saved}." in f".{place.module}.":
+            raise NotComposable(
+                f"{place.module} is selected for the delta and lies in {saved!r}, which trains "
+                f"whole: take it out of the selection or of modules_to_save"
+            )
 
 
 def delta_config(
@@ -107,7 +118,7 @@ def delta_config(
     seed: int = 0,
     task_type: str | None = None,
 ) -> DeltaConfig:
-    """Resolve a delta and a selection into a configuration that needs no model to be read again.
+    """Resolve a delta and a selection into a configuration that loads without resolving sites.
 
     Args:
         options: of a declared delta.
@@ -116,65 +127,32 @@ def delta_config(
         modules_to_save: modules that train whole beside the delta.
         seed: of start values.
         task_type: peft's name of the task.
-    """
-    found = [
-        pair for weight, chosen in selection.items() for pair in split(sites, weight, chosen)
-    ]
-    config = DeltaConfig(
-        task_type=task_type,
-        delta=parts.to_plain(options, "deltas"),
-        places=[_plain(site, part) for site, part in found],
-        modules_to_save=list(modules_to_save) or None,
-        seed=seed,
-    )
-    config.chosen = {site.name: part for site, part in found if isinstance(part, Entries)}
-    return config
-
-
-def _plain(site: Site, part: Part) -> dict[str, Any]:
-    rows = None if site.part == Whole() else _ranges(site.part.indices)  # type: ignore[union-attr]
-    return {
-        "site": site.name,
-        "module": site.module,
-        "role": site.role,
-        "rows": rows,
-        "part": _plain_part(part),
-        "transposed": site.transposed,
-    }
-
-
-def _ranges(indices: torch.Tensor) -> list[list[int]]:
-    """Write rows as half-open ranges, in their order."""
-    ranges: list[list[int]] = []
-    for row in indices.tolist():
-        if ranges and ranges[-1][1] == row:
-            ranges[-1][1] = row + 1
-        else:
-            ranges.append([row, row + 1])
-    return ranges
-
-
-def _plain_part(part: Part) -> dict[str, Any] | None:
-    if isinstance(part, Whole):
-        return None
-    if isinstance(part, Entries):
-        return {"entries": part.indices.numel()}
-    kind = "rows" if isinstance(part, Rows) else "columns"
-    return {kind: part.indices.tolist()}
-
-
-def part_of(config: DeltaConfig, place: Place) -> Part:
-    """Return what of a place may change; entries of a loaded adapter stand in until its buffers come.
 
     Raises:
-        InputError: an unknown kind of part.
+        InputError: a weight that is no linear layer's, an empty selection, or a place that the
+            delta cannot change.
     """
-    if place.part is None:
-        return Whole()
-    kind, value = next(iter(place.part.items()))
-    if kind == "entries":
-        return config.chosen.get(place.site, Entries(torch.arange(int(value))))
-    kinds: dict[str, type[Rows] | type[Columns]] = {"rows": Rows, "columns": Columns}
-    if kind not in kinds:
-        raise InputError(f"the adapter's part {kind!r} is not known: it has rows, columns or entries")
-    return kinds[kind](torch.tensor(value, dtype=torch.int64))
+    places: list[Place] = []
+    entries: dict[str, Tensor] = {}
+    for weight, chosen in selection.items():
+        found = sites.at_weight(weight)
+        shape = (sum(site.out_features for site in found), found[0].in_features)
+        for site, cut in split(sites, weight, chosen):
+            part = _kept_entries(site, cut, chosen)
+            places.append(place_of(site, part, shape))
+            if isinstance(part, Entries):
+                entries[site.name] = part.indices
+    return DeltaConfig(
+        task_type=task_type,
+        delta=parts.to_plain(options, "deltas"),
+        places=[place.to_plain() for place in places],
+        modules_to_save=list(modules_to_save) or None,
+        seed=seed,
+    ).with_entries(entries)
+
+
+def _kept_entries(site: Site, cut: Part, chosen: Part) -> Part:
+    """Keep entries that cover a whole site as entries: a delta of entries needs them."""
+    if isinstance(chosen, Entries) and isinstance(cut, Whole):
+        return Entries(torch.arange(site.out_features * site.in_features))
+    return cut

@@ -11,56 +11,52 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from deltatune import parts
-from deltatune.bridges.peft_config import DeltaConfig, Place, part_of
+from deltatune.bridges.peft_config import DeltaConfig
+from deltatune.bridges.peft_cut import with_changes
+from deltatune.bridges.peft_place import Place
 from deltatune.deltas.delta import Delta
-from deltatune.errors import InputError, NotMergeable
+from deltatune.errors import InputError, NotMergeable, WorkError
 from deltatune.seeds import generator_for
 
-__all__ = ["DeltaLayer"]
+__all__ = ["DeltaLayer", "SiteDelta"]
 
 
 class SiteDelta(nn.Module):
-    """The delta of one place of a layer, and the rows of the layer that it changes."""
+    """The delta of one place of a layer, between the layer's whole tensors and the place's cut."""
 
     def __init__(self, delta: Delta, place: Place) -> None:
-        """Hold the delta; rows are a buffer, rebuilt from the configuration when loading."""
+        """Hold the delta; the cut comes from the configuration and is not saved."""
         super().__init__()
         self.delta = delta
         self.place = place
-        rows = place.row_indices()
-        self.register_buffer("rows", rows, persistent=False)
-        contiguous = place.rows is not None and len(place.rows) == 1
-        self.range = tuple(place.rows[0]) if contiguous and place.rows else None
+        self.cut = place.cut()
 
-    def cut(self, weight: Tensor) -> Tensor:
-        """Return the place's rows of a `(out, in)` weight or `(out,)` bias."""
-        if self.range is not None:
-            return weight[self.range[0] : self.range[1]]
-        return weight if self.rows is None else weight[self.rows]
+    def output(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Return the change of the place's outputs, `(..., in) -> (..., rows)`."""
+        return self.delta.delta_output(self.cut.inputs(inputs), self._cut_weight(weight))
 
-    def add_output(self, output: Tensor, change: Tensor) -> Tensor:
-        """Add a change `(..., rows)` to the layer's output `(..., out)`."""
-        if self.rows is None:
-            return output + change
-        if self.range is not None:
-            start, stop = self.range
-            pieces = (output[..., :start], output[..., start:stop] + change, output[..., stop:])
-            return torch.cat(pieces, dim=-1)
-        return output.index_add(-1, self.rows, change)  # type: ignore[arg-type]
+    def weight(self, weight: Tensor) -> Tensor:
+        """Return the change of the layer's whole weight, `(out, in)` float32."""
+        change = self.delta.delta_weight(self._cut_weight(weight))
+        return self.cut.spread(change, *weight.shape)
 
-    def spread(self, change: Tensor, out_features: int) -> Tensor:
-        """Put the place's change into a zero change of the whole weight, `(out, in)`."""
-        if self.rows is None:
-            return change
-        whole = change.new_zeros(out_features, *change.shape[1:])
-        return whole.index_copy(0, self.rows, change)  # type: ignore[arg-type]
+    def bias(self, bias: Tensor | None) -> Tensor | None:
+        """Return the change of the place's biases, `(rows,)`, or None."""
+        return self.delta.delta_bias(None if bias is None else self.cut.rows.take(bias, 0))
+
+    def _cut_weight(self, weight: Tensor) -> Tensor:
+        # Scattered rows are copied when cut: not for a delta that never looks at them.
+        if self.delta.reads_weight:
+            return self.cut.weight(weight)
+        return self.cut.shaped_like(weight, self.delta.out_features, self.delta.in_features)
 
 
 class DeltaLayer(nn.Module, BaseTunerLayer):
     """A linear layer of the base and, per adapter, one delta for each of its places.
 
     Works on `nn.Linear` and transformers' `Conv1D` (stored `(in, out)`); a fused weight has one
-    delta per role, each added to its own rows only.
+    delta per role, each added to its own rows only. Several active adapters add up. Parameters of
+    deltas are float32 whatever the base's dtype.
     """
 
     adapter_layer_names = ("delta_",)
@@ -72,132 +68,184 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         """Wrap a layer and add the first adapter."""
         super().__init__()
         self.base_layer = base_layer
-        self.delta_ = nn.ModuleDict()
-        self._disable_adapters = False
+        self.delta_ = nn.ModuleDict()  # adapter name -> role -> SiteDelta
         self.merged_adapters: list[str] = []
-        self._unmerged: tuple[Tensor, Tensor | None] | None = None
-        base = self.get_base_layer()
-        self.transposed = isinstance(base, Conv1D)
-        stored = base.weight.shape
-        self.out_features, self.in_features = reversed(stored) if self.transposed else stored
+        self._disable_adapters = False
         self._active_adapter = adapter_name
+        self._configs: dict[str, DeltaConfig] = {}
+        # The base's own parameters while others, with adapters folded in, stand in their place.
+        self._unmerged: tuple[nn.Parameter, nn.Parameter | None] | None = None
+        self.transposed = isinstance(base_layer, Conv1D)
         self.update_layer(adapter_name, config, places)
 
     def update_layer(self, adapter_name: str, config: DeltaConfig, places: Sequence[Place]) -> None:
-        """Add an adapter: one delta for each place."""
-        if adapter_name in self.delta_:
-            raise InputError(f"the adapter {adapter_name!r} exists: give another name")
-        declaration = parts.declaration_of(config.options, "deltas")
-        weight = self.weight_out_in()
+        """Add an adapter: one delta for each place, each with its own source of random starts."""
+        implementation = parts.declaration_of(config.options, "deltas").implementation
+        weight = self._base_weight().detach()
         added = nn.ModuleDict()
         for place in places:
-            rows = place.row_indices()
-            cut = weight if rows is None else weight[rows.to(weight.device)]
-            delta = declaration.implementation(
+            delta = implementation(
                 config.options,
-                cut.detach(),
+                place.cut().weight(weight),
                 place,
-                part=part_of(config, place),
+                part=place.part_of_cut(config.entries.get(place.site)),
                 generator=generator_for(config.seed, place.site),
             )
             added[place.role] = SiteDelta(delta, place)
-        self.delta_[adapter_name] = added.to(weight.device)
+        self.delta_[adapter_name] = added
+        self._configs[adapter_name] = config
+        self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def weight_out_in(self) -> Tensor:
-        """Return the base weight as `(out, in)`, whatever its storage."""
-        weight: Tensor = self.get_base_layer().weight  # type: ignore[assignment]
-        return weight.T if self.transposed else weight
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # peft would also cast to the base's dtype and back, which rounds the start values.
+        adapter = self.delta_[adapter_name]
+        if not any(parameter.is_meta for parameter in adapter.parameters()):
+            adapter.to(device if device is not None else self._base_weight().device)
 
-    def _deltas(self, adapter_name: str) -> list[SiteDelta]:
+    def deltas(self, adapter_name: str) -> list[SiteDelta]:
+        """Return an adapter's deltas, none if it does not change this layer."""
         if adapter_name not in self.delta_:
             return []
-        return list(self.delta_[adapter_name].values())  # type: ignore[operator,arg-type]
-
-    def delta_out_in(self, adapter_name: str) -> Tensor:
-        """Return an adapter's change of the whole weight, `(out, in)` float32."""
-        weight = self.weight_out_in()
-        whole = torch.zeros(self.out_features, self.in_features, device=weight.device)
-        for own in self._deltas(adapter_name):
-            whole = whole + own.spread(own.delta.delta_weight(own.cut(weight)), self.out_features)
-        return whole
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return an adapter's change in the orientation of the stored weight, float32."""
-        change = self.delta_out_in(adapter)
-        return change.T if self.transposed else change
-
-    def get_delta_bias(self, adapter: str) -> Tensor | None:
-        """Return an adapter's change of the bias, `(out,)`, or None."""
-        bias: Tensor | None = self.get_base_layer().bias  # type: ignore[assignment]
-        whole = None
-        for own in self._deltas(adapter):
-            change = own.delta.delta_bias(None if bias is None else own.cut(bias))
-            if change is not None:
-                spread = own.spread(change, self.out_features)
-                whole = spread if whole is None else whole + spread
-        return whole
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold adapters into the base weight, computed in float32 and cast once.
-
-        Raises:
-            NotMergeable: a delta that cannot be folded.
-            ValueError: `safe_merge` found a value that is not finite.
-        """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.delta_:
-                continue
-            for own in self._deltas(name):
-                if not own.delta.is_mergeable:
-                    raise NotMergeable(
-                        f"{type(own.delta).__name__} of {own.place.site} cannot be folded into its base"
-                    )
-            self._fold(name, safe_merge)
-
-    def _fold(self, name: str, safe_merge: bool) -> None:
-        base = self.get_base_layer()
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        bias: Tensor | None = base.bias  # type: ignore[assignment]
-        merged = (weight.data.float() + self.get_delta_weight(name).detach()).to(weight.dtype)
-        if safe_merge and not bool(torch.isfinite(merged).all()):
-            raise ValueError(f"folding the adapter {name!r} gives values that are not finite")
-        if self._unmerged is None:
-            self._unmerged = (weight.data, None if bias is None else bias.data)
-        change = self.get_delta_bias(name)
-        weight.data = merged.contiguous()
-        if change is not None and bias is not None:
-            bias.data = (bias.data.float() + change.detach()).to(bias.dtype)
-        self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Give the base weight back, to the last bit."""
-        if self._unmerged is not None:
-            base = self.get_base_layer()
-            base.weight.data, bias = self._unmerged  # type: ignore[union-attr]
-            if bias is not None:
-                base.bias.data = bias  # type: ignore[union-attr]
-        self._unmerged = None
-        self.merged_adapters = []
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Tell whether the change adds to the weight."""
-        return True
+        return list(self.delta_[adapter_name].children())  # type: ignore[arg-type]
 
     def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the base layer's output plus every active adapter's change of it."""
+        """Return the base's output with the changes of all active adapters.
+
+        Raises:
+            InputError: an adapter whose chosen entries were never loaded.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
         output: Tensor = self.base_layer(inputs, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return output
-        weight = self.weight_out_in()
-        bias: Tensor | None = self.get_base_layer().bias  # type: ignore[assignment]
+        changes = []
         for name in self.active_adapters:
-            for own in self._deltas(name):
-                change = own.delta.delta_output(inputs, own.cut(weight))
-                moved = own.delta.delta_bias(None if bias is None else own.cut(bias))
-                if moved is not None:
-                    change = change + moved.to(change.dtype)
-                output = own.add_output(output, change.to(output.dtype))
-        return output
+            for own in self._ready(name):
+                change = own.output(inputs, self._base_weight())
+                of_bias = own.bias(self._base_bias())
+                if of_bias is not None:
+                    change = change + of_bias.to(change.dtype)
+                changes.append((own.cut.rows, change))
+        return with_changes(output, changes)
+
+    def _ready(self, adapter_name: str) -> list[SiteDelta]:
+        found = self.deltas(adapter_name)
+        if found and self._configs[adapter_name].awaits_entries:
+            raise InputError(
+                f"the adapter {adapter_name!r} was made from a saved configuration alone, which "
+                f"does not hold its chosen entries: load it with PeftModel.from_pretrained"
+            )
+        return found
+
+    def _base_weight(self) -> Tensor:
+        """Return the base weight without any folded adapter, as `(out, in)`."""
+        weight = self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
+        return weight.T if self.transposed else weight  # type: ignore[return-value]
+
+    def _base_bias(self) -> Tensor | None:
+        if self._unmerged is not None:
+            return self._unmerged[1]
+        return self.get_base_layer().bias  # type: ignore[return-value]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return an adapter's change of the weight, float32, oriented as the weight is stored."""
+        weight = self._base_weight()
+        change = torch.zeros(weight.shape, device=weight.device)
+        for own in self._ready(adapter):
+            change = change + own.weight(weight)
+        return change.T if self.transposed else change
+
+    def get_delta_bias(self, adapter: str) -> Tensor | None:
+        """Return an adapter's change of the whole bias, `(out,)` float32, or None."""
+        whole = None
+        for own in self._ready(adapter):
+            change = own.bias(self._base_bias())
+            if change is not None:
+                spread = own.cut.rows.put(change, 0, self._base_weight().shape[0])
+                whole = spread if whole is None else whole + spread
+        return whole
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Tell whether the adapter only adds to the weight, so that LoRA can come near it."""
+        return all(
+            own.delta.is_mergeable and own.bias(self._base_bias()) is None
+            for own in self.deltas(adapter_name)
+        )
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold adapters into the weight: all in float32 onto the untouched base, rounded once.
+
+        The folded weight is a new parameter, so a weight tied to the base's keeps its values, and
+        `unmerge` gives the base back to the last bit.
+
+        Raises:
+            NotMergeable: a delta that cannot be folded, or a change of a bias that the base lacks.
+            WorkError: `safe_merge` found a value that is not finite; nothing was changed.
+        """
+        names = [
+            name for name in check_adapters_to_merge(self, adapter_names) if name in self.delta_
+        ]
+        if not names:
+            return
+        for name in names:
+            self._check_mergeable(name)
+        base = self.get_base_layer()
+        weight, bias = self._unmerged or (base.weight, base.bias)
+        merged = [*self.merged_adapters, *names]
+        folded = _folded(weight, [self.get_delta_weight(name) for name in merged])  # type: ignore[arg-type]
+        of_bias = [change for name in merged if (change := self.get_delta_bias(name)) is not None]
+        if safe_merge and not bool(torch.isfinite(folded).all()):
+            raise WorkError(
+                f"folding {', '.join(names)} gives values that are not finite: nothing was folded"
+            )
+        self._unmerged = (weight, bias)  # type: ignore[assignment]
+        base.weight = folded
+        if of_bias:
+            base.bias = _folded(bias, of_bias)  # type: ignore[arg-type]
+        self.merged_adapters = merged
+
+    def _check_mergeable(self, name: str) -> None:
+        for own in self.deltas(name):
+            kind = type(own.delta.options).__name__
+            if not own.delta.is_mergeable:
+                raise NotMergeable(
+                    f"the delta {kind} of {own.place.site} cannot be folded into its base: keep it "
+                    f"as an adapter"
+                )
+            if self._base_bias() is None and own.bias(None) is not None:
+                raise NotMergeable(
+                    f"the delta {kind} changes the bias of {own.place.site}, which has none to "
+                    f"fold it into: keep it as an adapter"
+                )
+
+    def unmerge(self) -> None:
+        """Give the base its own parameters back, to the last bit."""
+        if self._unmerged is not None:
+            base = self.get_base_layer()
+            weight, bias = self._unmerged
+            # The model may have moved while the originals were out of its sight.
+            weight.data = weight.data.to(base.weight.device)  # type: ignore[arg-type]
+            base.weight = weight
+            if bias is not None:
+                bias.data = bias.data.to(weight.device)
+                base.bias = bias
+        self._unmerged = None
+        self.merged_adapters = []
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter."""
+        super().delete_adapter(adapter_name)
+        self._configs.pop(adapter_name, None)
+
+
+def _folded(stored: Tensor, changes: Sequence[Tensor]) -> nn.Parameter:
+    wide = torch.promote_types(stored.dtype, torch.float32)
+    total = stored.detach().to(wide)
+    for change in changes:
+        total = total + change
+    return nn.Parameter(total.to(stored.dtype).contiguous(), requires_grad=stored.requires_grad)

@@ -1,21 +1,24 @@
-"""The tuner of the peft type `DELTA`: puts delta layers into a model."""
+"""The tuner of the peft type `DELTA`: delta layers in, and every tensor accounted for."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from deltatune.bridges.peft_config import DeltaConfig, Place, places_by_module
+from deltatune.bridges.peft_config import DeltaConfig
 from deltatune.bridges.peft_layer import DeltaLayer
-from deltatune.errors import InputError, NotComposable
+from deltatune.bridges.peft_place import Place
+from deltatune.errors import InputError, NotComposable, nearest_first
 
 __all__ = ["DeltaModel"]
+
+STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class DeltaModel(BaseTuner):
@@ -23,31 +26,38 @@ class DeltaModel(BaseTuner):
 
     prefix = "delta_"
     tuner_layer_cls = DeltaLayer
-    target_module_mapping: Mapping[str, list[str]] = {}  # type: ignore[assignment]
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared by peft as it is here
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        for path, module in model.named_modules():
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        """Refuse what does not fit before the model is touched.
+
+        Raises:
+            NotComposable: the model carries adapters of another type.
+            InputError: a place that this model does not have, or not in this shape.
+        """
+        super()._check_new_adapter_config(config)
+        modules = dict(self.model.named_modules())
+        for path, module in modules.items():
             if isinstance(module, BaseTunerLayer) and not isinstance(module, DeltaLayer):
                 raise NotComposable(
                     f"{path} already carries an adapter of another peft type "
-                    f"({type(module).__name__}): merge it first, or start from the plain base"
+                    f"({type(module).__name__}), and DELTA cannot share a model with it: merge it "
+                    f"first, or start from the plain base"
                 )
-        known = {path for path, _ in model.named_modules()}
-        for module_path in places_by_module(_ours(config)):
-            if module_path not in known:
+        for path, places in _ours(config).places_of.items():
+            if path not in modules:
+                nearest = ", ".join(nearest_first(path, modules)[:3])
                 raise InputError(
-                    f"the adapter changes {module_path}, which this model does not have: load it on "
-                    f"the base that it was trained on"
+                    f"the adapter changes {path}, which this model does not have (nearest are "
+                    f"{nearest}): load it on the base that it was trained on"
                 )
+            _check_layer(path, modules[path], places)
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:
-        # By full path only: a suffix would also match the same name in another tower.
-        return key in (_ours(peft_config).target_modules or ())
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return _without_adapter_name(key, adapter_name)
+        # By full path only: a suffix would also match the same name in another tower. Not by
+        # target_modules, which peft shortens to suffixes when there are twenty or more.
+        return key in _ours(peft_config).places_of
 
     def _create_and_replace(
         self,
@@ -60,43 +70,100 @@ class DeltaModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = _ours(peft_config)
-        places = places_by_module(config)[current_key]
+        places = config.places_of[current_key]
         if isinstance(target, DeltaLayer):
             target.update_layer(adapter_name, config, places)
             return
-        _check_kind(target, current_key, places)
         layer = DeltaLayer(target, adapter_name, config, places)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _check_merge_allowed(self) -> None:
+        """Allow tied weights too: a folded weight is a parameter of its own."""
 
-def _without_adapter_name(key: str, adapter_name: str) -> str:
-    return re.sub(rf"(\.delta_)\.{re.escape(adapter_name)}(?=\.)", r"\1", key)
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Bring parameters to float32, or to the base's dtype where that is asked for."""
+        for layer in self.model.modules():
+            if isinstance(layer, DeltaLayer) and adapter_name in layer.delta_:
+                base: Any = layer.get_base_layer()
+                dtype = torch.float32 if autocast_adapter_dtype else base.weight.dtype
+                layer.delta_[adapter_name].to(dtype=dtype)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        before, named, after = key.rpartition(f".delta_.{adapter_name}.")
+        return f"{before}.delta_.{after}" if named else key
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Put the adapter's name into the keys, and account for every one of them.
+
+        Raises:
+            InputError: tensors that are missing, unknown, or of another shape.
+        """
+        given: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        present = model.state_dict()
+        wanted = set(_adapter_keys(model, adapter_name))
+        _refuse("misses", wanted - given.keys())
+        _refuse("has unknown", given.keys() - present.keys())
+        _refuse(
+            "has wrongly shaped", (key for key in given if given[key].shape != present[key].shape)
+        )
+        _ours(config).awaits_entries = False
+        return given
 
 
-def _ours(config: PeftConfig) -> DeltaConfig:
+def _adapter_keys(model: nn.Module, adapter_name: str) -> Iterator[str]:
+    for path, layer in model.named_modules():
+        if isinstance(layer, DeltaLayer) and adapter_name in layer.delta_:
+            prefix = f"{path}.delta_.{adapter_name}"
+            yield from (f"{prefix}.{key}" for key in layer.delta_[adapter_name].state_dict())
+
+
+def _refuse(what: str, keys: Iterable[str]) -> None:
+    found = sorted(keys)
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InputError(
+            f"the adapter's file {what} {', '.join(found[:3])}{more}: it does not belong to this "
+            f"configuration or base; nothing was loaded"
+        )
+
+
+def _ours(config: Any) -> DeltaConfig:
     if not isinstance(config, DeltaConfig):
         raise NotComposable(
-            f"a model carries one peft type at a time: {type(config).__name__} and DELTA cannot share it"
+            f"a model carries one peft type at a time: {type(config).__name__} and DELTA cannot "
+            f"share it"
         )
     return config
 
 
-def _check_kind(target: nn.Module, path: str, places: list[Place]) -> None:
-    """Refuse what is not a plain linear layer.
-
-    A quantised layer is a subclass or a stranger with packed weights; its dense weight is not there
-    to be cut or folded.
-    """
-    plain: tuple[type[Any], ...] = (nn.Linear, Conv1D)
-    if type(target) not in plain:
+def _check_layer(path: str, module: nn.Module, places: tuple[Place, ...]) -> None:
+    layer: Any = module.get_base_layer() if isinstance(module, DeltaLayer) else module
+    # Subclasses are quantised weights, or layers whose weight is read without calling them.
+    if type(layer) not in (nn.Linear, Conv1D) or layer.weight.dtype not in STORED:
+        dtype = getattr(getattr(layer, "weight", None), "dtype", "no weight")
         raise InputError(
-            f"{path} is a {type(target).__name__}: the peft type DELTA changes Linear and Conv1D "
-            f"layers; select other places"
+            f"{path} is a {type(layer).__name__} ({dtype}): deltas change Linear and Conv1D layers "
+            f"in float32, bfloat16, float16 or float64; leave it out of the selection, or load the "
+            f"base without quantisation"
         )
-    if not target.weight.dtype.is_floating_point:  # type: ignore[union-attr]
-        raise InputError(f"{path} holds quantised weights, which DELTA cannot change: load it unquantised")
-    is_conv = isinstance(target, Conv1D)
-    if any(place.transposed != is_conv for place in places):
-        raise InputError(f"{path} stores its weight the other way than the adapter expects: wrong base")
+    transposed = isinstance(layer, Conv1D)
+    shape = tuple(layer.weight.T.shape if transposed else layer.weight.shape)
+    for place in places:
+        if place.transposed != transposed or place.shape != shape:
+            raise InputError(
+                f"{path} is {type(layer).__name__} {shape} (out, in), but the adapter was made for "
+                f"{'Conv1D' if place.transposed else 'Linear'} {place.shape}: load it on the base "
+                f"that it was trained on"
+            )

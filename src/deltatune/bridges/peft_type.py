@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
+
+from deltatune.errors import NotComposable
 
 __all__ = ["DELTA", "NAME", "register"]
 
@@ -26,8 +27,8 @@ def _extended() -> Any:
     closed._member_map_[NAME] = member
     closed._member_names_.append(NAME)
     closed._value2member_map_[NAME] = member
-    if sys.version_info >= (3, 12):  # members are looked up as class attributes there
-        type.__setattr__(closed, NAME, member)
+    # From Python 3.12 on, members are found as class attributes, which the class forbids setting.
+    type.__setattr__(closed, NAME, member)
     return member
 
 
@@ -35,10 +36,20 @@ DELTA = _extended()
 
 
 def register() -> None:
-    """Make peft know the type `DELTA`: its configuration and its tuner; harmless when repeated."""
-    if DELTA in PEFT_TYPE_TO_CONFIG_MAPPING:
-        return
-    from deltatune.bridges.peft_config import DeltaConfig
+    """Make peft know the type `DELTA`: its configuration and its tuner; harmless when repeated.
+
+    Raises:
+        NotComposable: another package has registered a type of this name.
+    """
+    from deltatune.bridges.peft_config import DeltaConfig  # it needs DELTA itself
     from deltatune.bridges.peft_model import DeltaModel
 
+    present = PEFT_TYPE_TO_CONFIG_MAPPING.get(DELTA)
+    if present is DeltaConfig:
+        return
+    if present is not None:
+        raise NotComposable(
+            f"peft already has a type {NAME} of {present.__module__}, so deltatune cannot be used "
+            f"in the same process: import only one of the two"
+        )
     register_peft_method(name=NAME.lower(), config_cls=DeltaConfig, model_cls=DeltaModel)

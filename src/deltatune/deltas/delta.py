@@ -8,9 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltatune.part import Part, Whole
+from deltatune.errors import InputError, NotComposable
+from deltatune.part import Entries, Part, Whole
 
 __all__ = ["Delta"]
+
+_CHANGES: dict[type[Any], str] = {Whole: "whole weights", Entries: "single entries"}
+_FIXES: dict[type[Any], str] = {
+    Whole: "use the delta entries, or a sum of both",
+    Entries: 'choose entries, for example with the selection explicit: {"entries": [...]}',
+}
 
 
 class Delta(nn.Module):
@@ -19,22 +26,28 @@ class Delta(nn.Module):
     A subclass declares `Options` (a frozen, keyword-only dataclass), sets up its parameters in
     `__init__`, and gives `delta_weight`; it overrides `delta_output` when the change can act on
     activations without forming its dense weight. `weight` is always in `(out, in)` orientation and
-    already restricted to the site's rows, so a delta never knows of fused or transposed storage.
+    already cut down to the rows and columns that may change, so a delta never knows of fused or
+    transposed storage, nor of selected rows and columns.
 
-    Trainable values are `nn.Parameter`s; indices and masks are buffers (integer optimizer state does
-    not survive a resume). At the start the change is zero unless the subclass says otherwise.
+    Trainable values are `nn.Parameter`s; indices and masks are buffers (integer optimizer state
+    does not survive a resume). At the start the change is zero unless the subclass says otherwise.
 
     Attributes:
         Options: the dataclass of options.
         needs: names of statistics wanted at creation.
         roles: own parameter -> role, for update rules that treat them apart (`"down"`, `"up"`).
+        acts_on: the kinds of part it can change: `Whole`, `Entries`, or both.
         is_mergeable: whether the change can be folded into the base.
+        reads_weight: whether the change depends on the values of the base weight; if not, the
+            `weight` given to its methods has the right shape, dtype and device but any values.
     """
 
     Options: ClassVar[type[Any]]
     needs: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[dict[str, str]] = {}
-    is_mergeable: ClassVar[bool] = True
+    acts_on: ClassVar[tuple[type[Any], ...]] = (Whole,)
+    is_mergeable: bool = True
+    reads_weight: bool = True
 
     def __init__(
         self,
@@ -50,18 +63,51 @@ class Delta(nn.Module):
 
         Args:
             options: an instance of `Options`.
-            weight: the base weight of the place, `(out, in)`.
+            weight: the base weight of the place, `(out, in)`, cut down to what may change.
             site: the place (`deltatune.sites.Site`); its name goes into messages.
-            part: which part of `weight` may change; the whole of it if not given. Rows of a fused
-                projection are cut out before, so `Rows` here counts within the site.
+            part: `Whole()` if not given, or the `Entries` of `weight` that may change.
             statistics: what `needs` asked for.
             generator: source of random starts, seeded from (seed, site name).
+
+        Raises:
+            InputError: see `check`.
         """
         super().__init__()
         self.options = options
         self.site_name = str(getattr(site, "name", site))
         self.part = part if part is not None else Whole()
         self.out_features, self.in_features = weight.shape
+        self.check(options, self.out_features, self.in_features, self.part, self.site_name)
+
+    @classmethod
+    def check(
+        cls, options: Any, out_features: int, in_features: int, part: Part, site_name: str
+    ) -> None:
+        """Refuse, before any model is touched, a place that this delta cannot change.
+
+        Args:
+            options: an instance of `Options`.
+            out_features: rows that may change.
+            in_features: columns that may change.
+            part: `Whole()` or `Entries` within these rows and columns.
+            site_name: of the place, for the message.
+
+        Raises:
+            NotComposable: the delta cannot act on this kind of part.
+            InputError: options that do not fit the shape.
+        """
+        if isinstance(part, cls.acts_on):
+            return
+        if type(part) not in _CHANGES:
+            raise InputError(
+                f"{type(part).__name__} of {site_name} given to a delta: cut the weight to them "
+                f"first"
+            )
+        own = cls.acts_on[0]
+        raise NotComposable(
+            f"the delta {type(options).__name__} changes {_CHANGES[own]}, but the selection gives "
+            f"{_CHANGES[type(part)]} of {site_name}: {_FIXES[own]}"
+        )
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return the change, `(out, in)` float32, differentiable in the parameters."""
@@ -72,14 +118,16 @@ class Delta(nn.Module):
         return F.linear(inputs, self.delta_weight(weight).to(inputs.dtype))
 
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
-        """Return the change of the bias, `(out,)`, or None when it has none."""
+        """Return the change of the bias, `(out,)` float32, or None when it has none."""
         return None
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor] | None:
-        """Return `(up (out, rank), down (rank, in))` with `delta_weight == up @ down` exactly, if there are any."""
+        """Return `(up (out, rank), down (rank, in))` whose product is `delta_weight`, if any."""
         return None
 
     @staticmethod
-    def number_of_parameters(options: Any, out_features: int, in_features: int) -> int:
+    def number_of_parameters(
+        options: Any, out_features: int, in_features: int, part: Part | None = None
+    ) -> int:
         """Return how many scalars the change of one `(out, in)` weight trains."""
         raise NotImplementedError

@@ -1,57 +1,56 @@
-"""Entries: the change of single, chosen entries of a weight."""
+"""Entries: the change lives in single chosen entries of the weight."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from deltatune.deltas.delta import Delta
-from deltatune.errors import InputError
-from deltatune.part import Columns, Entries, Part, Rows
+from deltatune.part import Entries, Part
 from deltatune.parts import Source, declare
 
-__all__ = ["EntriesDelta", "SparseEntries"]
-
-# A gathered entry costs one scattered read and write per token; a dense one a share of a fast
-# matrix product. On a CPU and on a GPU the gathered way wins below about one entry in 64.
-DENSE_FROM_SHARE = 1 / 64
-CHUNK_ELEMENTS = 1 << 22  # tokens x entries held at a time
+__all__ = ["EntryValues", "EntryValuesDelta"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseEntries:
-    """Options of the entries delta: none; the selection says which entries."""
+class EntryValues:
+    """Options of the entries delta: none, since the selection says which entries and how many."""
 
 
 @declare(
     "deltas",
     "entries",
-    options=SparseEntries,
+    options=EntryValues,
     source=Source(
-        authors="Guo, Rush and Kim",
+        authors="Guo et al.",
         year=2021,
         title="Parameter-Efficient Transfer Learning with Diff Pruning",
         arxiv="2012.07463",
-        where="section 2, a sparse difference vector; here its places are given, not learnt",
+        where="section 2, the change at a fixed mask",
     ),
 )
-class EntriesDelta(Delta):
-    """Add `values[i]` to the entry `indices[i]` of the weight; all values are zero at the start.
+class EntryValuesDelta(Delta):
+    """Add one trained value to each chosen entry of the weight; all values are zero at the start.
 
-    The values are one float parameter `(k,)`, the places one int64 buffer `(k,)`: as optimizer
-    state, or in the weight's own dtype, indices would not survive a resume.
+    delta_weight[i, j] = values[n] where indices[n] = i * in + j, and 0 elsewhere. The choice is a
+    buffer, `indices (k,)` int64 into the `(out, in)` form, and is saved beside the values.
     """
 
-    Options: ClassVar[type[Any]] = SparseEntries
+    Options: ClassVar[type[Any]] = EntryValues
     roles: ClassVar[dict[str, str]] = {"values": "values"}
+    acts_on: ClassVar[tuple[type[Any], ...]] = (Entries,)
+    reads_weight = False
     indices: Tensor
 
     def __init__(
         self,
-        options: SparseEntries,
+        options: EntryValues,
         weight: Tensor,
         site: Any,
         *,
@@ -59,90 +58,152 @@ class EntriesDelta(Delta):
         statistics: Any = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Keep the places, sorted, and start all values at zero.
+        """Take the chosen entries; see `Delta`.
 
         Raises:
-            InputError: the selection gives no part, or places outside the weight.
+            NotComposable: `part` gives no entries.
         """
-        super().__init__(options, weight, site, part=part, statistics=statistics, generator=generator)
-        indices = self._flat(part)
-        if indices.numel() and int(indices.max()) >= weight.numel():
-            raise InputError(
-                f"entry {int(indices.max())} is outside {self.site_name}: give flat indices from 0 to "
-                f"{weight.numel() - 1}"
-            )
-        self.register_buffer("indices", indices.sort().values.to(weight.device))
-        self.values = nn.Parameter(torch.zeros(indices.numel(), device=weight.device))
-
-    def _flat(self, part: Part | None) -> Tensor:
-        if isinstance(part, Entries):
-            return part.indices
-        every = torch.arange(self.out_features * self.in_features).view(
-            self.out_features, self.in_features
+        super().__init__(
+            options, weight, site, part=part, statistics=statistics, generator=generator
         )
-        if isinstance(part, Rows):
-            return every[part.indices].reshape(-1)
-        if isinstance(part, Columns):
-            return every[:, part.indices].reshape(-1)
-        raise InputError(
-            f"entries needs to know which entries of {self.site_name}: use the selection 'explicit' "
-            f"with entries, rows or columns, or another selection that chooses entries"
-        )
+        assert isinstance(self.part, Entries)  # `check` saw to it
+        indices = self.part.indices.to(weight.device)
+        self.register_buffer("indices", indices)
+        self.values = nn.Parameter(torch.zeros(indices.numel(), device=weight.device))  # (k,)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
-        """Return the change with zeros everywhere else, `(out, in)` float32."""
-        flat = self.values.new_zeros(self.out_features * self.in_features, dtype=torch.float32)
-        scattered = flat.scatter(0, self.indices, self.values.float())
-        return scattered.view(self.out_features, self.in_features)
+        """Return the values at their entries, `(out, in)` float32."""
+        wide = torch.promote_types(self.values.dtype, torch.float32)
+        return _dense(self.values.to(wide), self.indices, self.out_features, self.in_features)
 
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Apply few entries to the activations directly; many as a dense change."""
-        if self.indices.numel() >= DENSE_FROM_SHARE * self.out_features * self.in_features:
-            return super().delta_output(inputs, weight)
-        flat = inputs.reshape(-1, self.in_features)  # (tokens, in)
-        rows, columns = self.indices // self.in_features, self.indices % self.in_features
-        values = self.values.to(inputs.dtype)
-        change = _SparseProduct.apply(flat, values, rows, columns, self.out_features)
-        shaped: Tensor = change.view(*inputs.shape[:-1], self.out_features)
-        return shaped
+        """Return the change of the output; keeps `inputs` for the backward and nothing else.
+
+        Few entries are gathered, `k` multiply-adds for each token; for many the dense change is
+        formed for as long as one product takes, and formed again in the backward.
+        """
+        change: Tensor = _LinearOfEntries.apply(  # type: ignore[no-untyped-call]
+            inputs, self.values, self.indices, self.out_features
+        )
+        return change
 
     @staticmethod
-    def number_of_parameters(options: SparseEntries, out_features: int, in_features: int) -> int:
-        """Return how many entries a whole place has; a part trains as many as it names."""
-        return out_features * in_features
+    def number_of_parameters(
+        options: EntryValues, out_features: int, in_features: int, part: Part | None = None
+    ) -> int:
+        """Return k, the number of chosen entries (all of them where no choice is given)."""
+        return part.indices.numel() if isinstance(part, Entries) else out_features * in_features
 
 
-class _SparseProduct(torch.autograd.Function):
-    """`inputs @ S.T` for a sparse `S (out, in)`, without a dense S and without `(tokens, k)` kept."""
+@dataclass(frozen=True)
+class _Costs:
+    """What decides between gathering and the dense product.
+
+    Args:
+        gathered: time of one gathered multiply-add over that of one in a dense product.
+        chunk: gathered values held at once.
+    """
+
+    gathered: int
+    chunk: int
+
+
+# CPU: measured with one thread at widths 512 to 2048 (60 to 120), chunks that stay in the cache.
+# Others: 16 bytes moved for each gathered value, against the dense speed of tensor cores.
+_CPU = _Costs(gathered=96, chunk=2**18)
+_ACCELERATOR = _Costs(gathered=1024, chunk=2**24)
+
+
+def _costs(device: torch.device) -> _Costs:
+    return _CPU if device.type == "cpu" else _ACCELERATOR
+
+
+def _dense(values: Tensor, indices: Tensor, out_features: int, in_features: int) -> Tensor:
+    flat = values.new_zeros(out_features * in_features).index_add(0, indices, values)
+    return flat.view(out_features, in_features)
+
+
+class _LinearOfEntries(torch.autograd.Function):
+    """linear(inputs, dense change), with neither the dense change nor gathered inputs kept."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, inputs: Tensor, values: Tensor, rows: Tensor, columns: Tensor, out_features: int
+    def forward(
+        ctx: Any, inputs: Tensor, values: Tensor, indices: Tensor, out_features: int
     ) -> Tensor:
-        ctx.save_for_backward(inputs, values, rows, columns)
-        output = inputs.new_zeros(inputs.shape[0], out_features)
-        for chunk in _chunks(inputs.shape[0], values.numel()):
-            output.index_add_(1, rows[chunk], inputs[:, columns[chunk]] * values[chunk])
-        return output
+        in_features = inputs.shape[-1]
+        ctx.save_for_backward(inputs, values, indices)
+        ctx.out_features = out_features
+        cost = indices.numel() * _costs(inputs.device).gathered
+        ctx.gathers = cost < out_features * in_features
+        if not ctx.gathers:
+            dense = _dense(values, indices, out_features, in_features)
+            return F.linear(inputs, dense.to(inputs.dtype))
+        tokens = _columns(inputs)  # (in, tokens)
+        output = _product(
+            tokens, values, indices % in_features, indices // in_features, out_features
+        )
+        return output.T.reshape(*inputs.shape[:-1], out_features).to(inputs.dtype)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        inputs, values, rows, columns = ctx.saved_tensors
-        wants_inputs, wants_values = ctx.needs_input_grad[:2]
-        to_inputs = torch.zeros_like(inputs) if wants_inputs else None
-        to_values = torch.empty_like(values) if wants_values else None
-        for chunk in _chunks(inputs.shape[0], values.numel()):
-            arriving = gradient[:, rows[chunk]]  # (tokens, chunk)
-            if to_inputs is not None:
-                to_inputs.index_add_(1, columns[chunk], arriving * values[chunk])
-            if to_values is not None:
-                products = (arriving * inputs[:, columns[chunk]]).sum(0, dtype=torch.float32)
-                to_values[chunk] = products.to(values.dtype)
-        return to_inputs, to_values, None, None, None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        inputs, values, indices = ctx.saved_tensors
+        backward = _backward_gathered if ctx.gathers else _backward_dense
+        of_inputs, of_values = backward(gradient, inputs, values, indices, ctx.needs_input_grad)
+        return of_inputs, of_values, None, None
 
 
-def _chunks(tokens: int, entries: int) -> list[slice]:
-    size = max(CHUNK_ELEMENTS // max(tokens, 1), 1)
-    return [slice(start, start + size) for start in range(0, entries, size)]
+def _backward_dense(
+    gradient: Tensor, inputs: Tensor, values: Tensor, indices: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    of_inputs = of_values = None
+    if needed[0]:
+        dense = _dense(values, indices, gradient.shape[-1], inputs.shape[-1]).to(gradient.dtype)
+        of_inputs = (gradient @ dense).to(inputs.dtype)
+    if needed[1]:
+        # Under autocast the gradient is narrower than the inputs.
+        whole = gradient.flatten(0, -2).T @ inputs.flatten(0, -2).to(gradient.dtype)  # (out, in)
+        of_values = whole.flatten()[indices].to(values.dtype)
+    return of_inputs, of_values
+
+
+def _backward_gathered(
+    gradient: Tensor, inputs: Tensor, values: Tensor, indices: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    in_features = inputs.shape[-1]
+    rows, columns = indices // in_features, indices % in_features
+    gradients = _columns(gradient)  # (out, tokens)
+    of_inputs = of_values = None
+    if needed[0]:
+        product = _product(gradients, values, rows, columns, in_features)  # (in, tokens)
+        of_inputs = product.T.reshape(inputs.shape).to(inputs.dtype)
+    if needed[1]:
+        tokens = _columns(inputs)  # (in, tokens)
+        pieces = [
+            (gradients[rows[piece]] * tokens[columns[piece]]).sum(1)
+            for piece in _pieces(indices.numel(), tokens)
+        ]
+        of_values = torch.cat(pieces).to(values.dtype)
+    return of_inputs, of_values
+
+
+def _columns(activations: Tensor) -> Tensor:
+    """Return `(features, tokens)`, at least float32: one entry then reads one stretch of memory."""
+    wide = torch.promote_types(activations.dtype, torch.float32)
+    return activations.flatten(0, -2).T.to(wide, copy=True, memory_format=torch.contiguous_format)
+
+
+def _pieces(number: int, tokens: Tensor) -> Iterator[slice]:
+    step = max(1, _costs(tokens.device).chunk // max(1, tokens.shape[1]))
+    return (slice(start, start + step) for start in range(0, number, step))
+
+
+def _product(
+    tokens: Tensor, values: Tensor, read: Tensor, written: Tensor, features: int
+) -> Tensor:
+    """Return `(features, tokens)`: each value times the row it reads, added where it writes."""
+    product = tokens.new_zeros(features, tokens.shape[1])
+    for piece in _pieces(values.numel(), tokens):
+        scaled = tokens[read[piece]] * values[piece].to(tokens.dtype)[:, None]
+        product.index_add_(0, written[piece], scaled)
+    return product

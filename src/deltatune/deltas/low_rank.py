@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from deltatune.deltas.delta import Delta
 from deltatune.errors import InputError
-from deltatune.part import Part, Whole
+from deltatune.part import Part
 from deltatune.parts import Source, declare
 
 __all__ = ["LowRank", "LowRankDelta"]
@@ -26,7 +27,8 @@ class LowRank:
         rank: inner dimension r, from 1 to min(out, in).
         alpha: the change is scaled by alpha / rank.
         dropout: probability that an input of the first factor is dropped while training, in [0, 1).
-        rank_stabilized: scale by alpha / sqrt(rank) instead.
+        rank_stabilized: scale by alpha / sqrt(rank) instead, so that the size of the change does
+            not shrink as the rank grows (Kalajdzievski 2023, arXiv 2312.03732).
     """
 
     rank: int = 8
@@ -36,7 +38,9 @@ class LowRank:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InputError(f"rank={self.rank} is not allowed: give an integer from 1 to min(out, in)")
+            raise InputError(
+                f"rank={self.rank} is not allowed: give an integer from 1 to min(out, in)"
+            )
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise InputError(f"alpha={self.alpha} is not allowed: give a finite number above 0")
         if not 0 <= self.dropout < 1:
@@ -44,7 +48,7 @@ class LowRank:
 
     @property
     def scale(self) -> float:
-        """The factor of the product."""
+        """The factor before the product."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
@@ -61,10 +65,15 @@ class LowRank:
     ),
 )
 class LowRankDelta(Delta):
-    """Add scale * up @ down to the weight, `up (out, rank)` zero at the start."""
+    """Add scale * up @ down to the weight; `up (out, rank)` is zero at the start.
+
+    `down (rank, in)` starts uniform in +-1 / sqrt(in), as the authors' code draws it (the paper
+    says Gaussian).
+    """
 
     Options: ClassVar[type[Any]] = LowRank
     roles: ClassVar[dict[str, str]] = {"down": "down", "up": "up"}
+    reads_weight = False
     options: LowRank
 
     def __init__(
@@ -77,40 +86,100 @@ class LowRankDelta(Delta):
         statistics: Any = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Draw `down` uniformly as Kaiming's rule with slope sqrt(5) does; `up` is zero."""
-        super().__init__(options, weight, site, part=part, statistics=statistics, generator=generator)
-        if self.part != Whole():
-            raise InputError(
-                f"low_rank changes the whole of {self.site_name}, but the selection takes a part of it: "
-                f"use the delta entries, or select the whole place"
-            )
-        largest = min(self.out_features, self.in_features)
+        """Draw `down`; see `Delta`.
+
+        Raises:
+            InputError: a rank above min(out, in), or single entries selected.
+        """
+        super().__init__(
+            options, weight, site, part=part, statistics=statistics, generator=generator
+        )
+        bound = 1 / math.sqrt(self.in_features)
+        down = torch.empty(options.rank, self.in_features).uniform_(
+            -bound, bound, generator=generator
+        )
+        self.down = nn.Parameter(down.to(weight.device))  # (rank, in)
+        self.up = nn.Parameter(torch.zeros(self.out_features, options.rank, device=weight.device))
+
+    @classmethod
+    def check(
+        cls, options: LowRank, out_features: int, in_features: int, part: Part, site_name: str
+    ) -> None:
+        """Refuse entries, and ranks above min(out, in), where more would only be redundant."""
+        super().check(options, out_features, in_features, part, site_name)
+        largest = min(out_features, in_features)
         if options.rank > largest:
             raise InputError(
                 f"rank={options.rank} is not allowed: give an integer from 1 to {largest} = "
-                f"min(out, in) of {self.site_name}"
+                f"min(out, in) of {site_name}"
             )
-        bound = 1 / math.sqrt(self.in_features)
-        down = torch.empty(options.rank, self.in_features).uniform_(-bound, bound, generator=generator)
-        self.down = nn.Parameter(down.to(weight.device))
-        self.up = nn.Parameter(torch.zeros(self.out_features, options.rank, device=weight.device))
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return scale * up @ down, `(out, in)` float32."""
-        return self.options.scale * (self.up.float() @ self.down.float())
+        up, down = self.low_rank_factors()
+        return up @ down
 
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Apply the thin factors to the activations; the dense change is never formed."""
-        dropped = F.dropout(inputs, self.options.dropout, self.training)
-        # The factors are cast down, not the inputs up: nothing wide is kept for the backward.
-        hidden = F.linear(dropped, self.down.to(inputs.dtype)) * self.options.scale  # (..., rank)
-        return F.linear(hidden, self.up.to(inputs.dtype))
+        """Apply the thin factors to the activations; the dense change is never formed.
+
+        The factors are cast down and scaled, not the activations up: beside `inputs`, only the
+        narrow `(..., rank)` hidden tensor is kept for the backward.
+        """
+        down = self.down.to(inputs.dtype)
+        up = (self.options.scale * self.up).to(inputs.dtype)
+        if self.training and self.options.dropout > 0:
+            hidden: Tensor = _LinearOfDropped.apply(  # type: ignore[no-untyped-call]
+                inputs, down, self.options.dropout
+            )
+        else:
+            hidden = F.linear(inputs, down)  # (..., rank)
+        return F.linear(hidden, up)
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor]:
         """Return `(scale * up, down)`."""
-        return self.options.scale * self.up.float(), self.down.float()
+        wide = torch.promote_types(self.up.dtype, torch.float32)
+        return self.options.scale * self.up.to(wide), self.down.to(wide)
 
     @staticmethod
-    def number_of_parameters(options: LowRank, out_features: int, in_features: int) -> int:
+    def number_of_parameters(
+        options: LowRank, out_features: int, in_features: int, part: Part | None = None
+    ) -> int:
         """Return rank * (out + in)."""
         return options.rank * (out_features + in_features)
+
+
+class _LinearOfDropped(torch.autograd.Function):
+    """linear(dropout(inputs), down), with the mask drawn again in the backward.
+
+    Plain dropout keeps its mask and a second copy of its inputs, 40 % more than a whole step of
+    low-rank tuning keeps otherwise; a seed is 8 bytes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, down: Tensor, dropout: float) -> Tensor:
+        # From the CPU's global state: a resumed or checkpointed run restores it, and reading it
+        # does not wait for the device.
+        ctx.seed = int(torch.randint(2**62, ()))
+        ctx.dropout = dropout
+        ctx.save_for_backward(inputs, down)
+        return F.linear(inputs * _mask(inputs, ctx.seed, dropout), down)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        inputs, down = ctx.saved_tensors
+        mask = _mask(inputs, ctx.seed, ctx.dropout)
+        of_inputs = of_down = None
+        if ctx.needs_input_grad[0]:
+            # Under autocast the gradient is narrower than what was given.
+            of_inputs = (gradient @ down.to(gradient.dtype)).to(inputs.dtype) * mask
+        if ctx.needs_input_grad[1]:
+            dropped = (inputs * mask).flatten(0, -2).to(gradient.dtype)  # (tokens, in)
+            of_down = (gradient.flatten(0, -2).T @ dropped).to(down.dtype)
+        return of_inputs, of_down, None
+
+
+def _mask(inputs: Tensor, seed: int, dropout: float) -> Tensor:
+    generator = torch.Generator(inputs.device).manual_seed(seed)
+    kept = torch.empty_like(inputs).bernoulli_(1 - dropout, generator=generator)
+    return kept.div_(1 - dropout)

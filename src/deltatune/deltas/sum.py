@@ -1,8 +1,8 @@
-"""Sum: several deltas at one place, added up and trained together."""
+"""Sum: the change is the sum of the changes of several deltas."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from deltatune import parts
 from deltatune.deltas.delta import Delta
-from deltatune.deltas.low_rank import LowRank
-from deltatune.errors import InputError
-from deltatune.part import Part
-from deltatune.parts import declare
-from deltatune.seeds import generator_for
+from deltatune.errors import InputError, NotComposable
+from deltatune.part import Entries, Part, Whole
 
 __all__ = ["Sum", "SumDelta"]
 
@@ -25,23 +22,43 @@ class Sum:
     """Options of the sum.
 
     Args:
-        terms: options of each delta, in order; two low-rank terms if not given.
+        terms: options of two or more deltas; a term may be a sum itself. In a recipe file, a list
+            of mappings that each have a `kind`.
     """
 
-    terms: tuple[Any, ...] = (LowRank(rank=4), LowRank(rank=4))
+    terms: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if not self.terms:
-            raise InputError("terms=[] is not allowed: give the options of at least one delta")
+        if len(self.terms) < 2:
+            raise InputError(
+                f"terms has {len(self.terms)} delta: give at least two, or use it alone"
+            )
         for term in self.terms:
             parts.declaration_of(term, "deltas")
 
+    @classmethod
+    def example(cls) -> Sum:
+        """Return two low-rank terms of unlike rank, the first of a sum that fits most weights."""
+        low_rank = parts.known("deltas")["low_rank"].options
+        return cls(terms=(low_rank(rank=2), low_rank(rank=1, alpha=1.0)))
 
-@declare("deltas", "sum", options=Sum)
+    def implementations(self) -> Iterator[tuple[type[Delta], Any]]:
+        """Yield each term's class and options."""
+        for term in self.terms:
+            yield parts.declaration_of(term, "deltas").implementation, term
+
+
+@parts.declare("deltas", "sum", options=Sum)
 class SumDelta(Delta):
-    """Add the changes of several deltas; one adapter trains, since two live ones break a resume."""
+    """Add the changes of several deltas at one place, as one adapter with one optimizer.
+
+    Where the selection gives single entries, they go to the terms that change entries, and the
+    other terms change the whole place: `sum(low_rank, entries)` is a low-rank plus sparse change.
+    """
 
     Options: ClassVar[type[Any]] = Sum
+    acts_on: ClassVar[tuple[type[Any], ...]] = (Whole, Entries)
+    options: Sum
 
     def __init__(
         self,
@@ -53,58 +70,88 @@ class SumDelta(Delta):
         statistics: Any = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Build each term; a term's start values do not depend on the terms beside it."""
-        super().__init__(options, weight, site, part=part, statistics=statistics, generator=generator)
-        seed = generator.initial_seed() if generator is not None else 0
-        built = []
-        for i, term in enumerate(options.terms):
-            own = generator_for(seed, f"term {i}")
-            implementation = parts.declaration_of(term, "deltas").implementation
-            built.append(
-                implementation(term, weight, site, part=part, statistics=statistics, generator=own)
-            )
-        self.terms = nn.ModuleList(built)
-        self.is_mergeable = all(term.is_mergeable for term in built)  # type: ignore[misc]
+        """Set up every term, in order, from the one generator; see `Delta`.
 
-    def _terms(self) -> Sequence[Delta]:
+        Raises:
+            InputError: a term that cannot change this place.
+        """
+        super().__init__(
+            options, weight, site, part=part, statistics=statistics, generator=generator
+        )
+        terms = [
+            implementation(
+                term,
+                weight,
+                site,
+                part=_part_for(implementation, self.part),
+                statistics=statistics,
+                generator=generator,
+            )
+            for implementation, term in options.implementations()
+        ]
+        self.terms = nn.ModuleList(terms)
+        self.is_mergeable = all(term.is_mergeable for term in terms)
+        self.reads_weight = any(term.reads_weight for term in terms)
+
+    @classmethod
+    def check(
+        cls, options: Sum, out_features: int, in_features: int, part: Part, site_name: str
+    ) -> None:
+        """Refuse what one of the terms refuses, and entries that no term changes."""
+        super().check(options, out_features, in_features, part, site_name)
+        implementations = list(options.implementations())
+        if isinstance(part, Entries) and not any(
+            Entries in made.acts_on for made, _ in implementations
+        ):
+            names = ", ".join(type(term).__name__ for term in options.terms)
+            raise NotComposable(
+                f"the selection gives single entries of {site_name}, but no term of the sum "
+                f"({names}) changes entries: add the term entries, or select the whole weight"
+            )
+        for made, term in implementations:
+            made.check(term, out_features, in_features, _part_for(made, part), site_name)
+
+    def _terms(self) -> list[Delta]:
         return list(self.terms)  # type: ignore[arg-type]
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return the sum of the terms' changes, `(out, in)` float32."""
-        changes = [term.delta_weight(weight) for term in self._terms()]
-        return torch.stack(changes).sum(0) if len(changes) > 1 else changes[0]
+        first, *others = (term.delta_weight(weight) for term in self._terms())
+        return sum(others, start=first)
 
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Return the sum of the terms' changes of the output."""
+        """Return the sum of the terms' outputs, each computed in its own cheapest way."""
         first, *others = (term.delta_output(inputs, weight) for term in self._terms())
-        for other in others:
-            first = first + other
-        return first
+        return sum(others, start=first)
 
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
-        """Return the sum of those changes of the bias that there are."""
-        changes = [change for term in self._terms() if (change := term.delta_bias(bias)) is not None]
-        return torch.stack(changes).sum(0) if changes else None
+        """Return the sum of the terms' changes of the bias, or None when none has one."""
+        changes = [term.delta_bias(bias) for term in self._terms()]
+        present = [change for change in changes if change is not None]
+        return sum(present[1:], start=present[0]) if present else None
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor] | None:
-        """Return the factors side by side, if every term has some."""
-        ups, downs = [], []
-        for term in self._terms():
-            factors = term.low_rank_factors()
-            if factors is None:
-                return None
-            ups.append(factors[0])
-            downs.append(factors[1])
+        """Return the terms' factors side by side, or None unless every term has them."""
+        factors = [term.low_rank_factors() for term in self._terms()]
+        present = [pair for pair in factors if pair is not None]
+        if len(present) < len(factors):
+            return None
+        ups, downs = zip(*present, strict=True)
         return torch.cat(ups, dim=1), torch.cat(downs, dim=0)
 
     @staticmethod
-    def number_of_parameters(options: Sum, out_features: int, in_features: int) -> int:
-        """Return the sum over the terms."""
+    def number_of_parameters(
+        options: Sum, out_features: int, in_features: int, part: Part | None = None
+    ) -> int:
+        """Return the sum of the terms' numbers."""
+        chosen = part if part is not None else Whole()
         return sum(
-            int(
-                parts.declaration_of(term, "deltas").implementation.number_of_parameters(
-                    term, out_features, in_features
-                )
-            )
-            for term in options.terms
+            made.number_of_parameters(term, out_features, in_features, _part_for(made, chosen))
+            for made, term in options.implementations()
         )
+
+
+def _part_for(implementation: type[Delta], part: Part) -> Part:
+    if isinstance(part, Entries) and Entries not in implementation.acts_on:
+        return Whole()
+    return part
