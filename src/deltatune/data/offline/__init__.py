@@ -1,0 +1,1 @@
+"""Tasks that are built on the spot and need no network."""

@@ -1,0 +1,193 @@
+"""Does this docstring belong to this function? Built from Python's own standard library."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sysconfig
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import datasets
+import torch
+
+from deltatune.data.offline.documented_functions import Function, documented_functions, words
+from deltatune.errors import InputError
+from deltatune.seeds import generator_for, seed_for
+
+__all__ = ["docstring_matching", "word_overlap_accuracy"]
+
+LABELS = ("other", "match")
+MOST_ALIKE = 0.6  # above this share of common words two docstrings may fit each other's function
+LARGEST_SHARE = 10  # one package fills at most this part (a tenth) of a split
+
+
+def docstring_matching(
+    *, seed: int = 0, train: int = 3000, validation: int = 300, test: int = 600
+) -> datasets.DatasetDict:
+    """Build the task from the sources of the running Python; they are parsed, never executed.
+
+    Half of the examples pair a function with its own docstring ("match"), half with the docstring
+    of another function of the same module ("other"): two functions alike in name, wording and
+    length swap their docstrings. A function and a docstring each occur once, so neither tells
+    anything alone, and chance is 0.5. Functions keep their signature, as a reader would see them,
+    so shared words tell something: `word_overlap_accuracy` says how much.
+
+    Whole packages go to one split, chosen by a hash of seed and package name. The result is the
+    same wherever Python's version and `seed` are.
+
+    Args:
+        seed: of the splits, of the choice of functions and of the order.
+        train: number of training examples.
+        validation: number of validation examples.
+        test: number of test examples.
+
+    Returns:
+        Splits "train", "validation" and "test" with the columns `function`, `docstring`, `label`
+        (0 = other, 1 = match) and `module`.
+
+    Raises:
+        InputError: a size below 2, or more examples than the standard library has.
+    """
+    sizes = {"train": train, "validation": validation, "test": test}
+    for split, size in sizes.items():
+        if size < 2:
+            raise InputError(f"{split}={size} is not allowed: give at least 2 examples")
+    packages = _packages(documented_functions(Path(sysconfig.get_paths()["stdlib"])), seed)
+    waiting = sorted(packages, key=lambda package: seed_for(seed, package))
+    splits = {}
+    for split in ("test", "validation", "train"):  # train takes what is left
+        rows = _take(sizes[split], waiting, packages)
+        if len(rows) < sizes[split]:
+            raise InputError(
+                f"{split}={sizes[split]} is not allowed: the standard library of this Python gives "
+                f"{len(rows)} such examples beside the other splits; give at most that many"
+            )
+        splits[split] = _shuffled(rows, generator_for(seed, f"docstring_matching order {split}"))
+    return datasets.DatasetDict({split: _dataset(splits[split]) for split in sizes})
+
+
+def word_overlap_accuracy(dataset: datasets.DatasetDict) -> float:
+    """Return the test accuracy of counting words, the baseline that a trained model has to beat.
+
+    The score of an example is the share of the docstring's words that the function's text holds;
+    the threshold is the one that is best on the training split.
+
+    Args:
+        dataset: what `docstring_matching` returned.
+    """
+    scores, labels = _overlaps(dataset["train"])
+    thresholds = torch.tensor(sorted(set(scores.tolist())), dtype=scores.dtype)  # (thresholds,)
+    correct = ((scores >= thresholds[:, None]) == labels).sum(dim=1)  # (thresholds,)
+    threshold = thresholds[correct.tolist().index(int(correct.max()))]  # of equals the lowest
+    scores, labels = _overlaps(dataset["test"])
+    return float(((scores >= threshold) == labels).double().mean())
+
+
+def _overlaps(split: datasets.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return overlap scores and whether the label is "match", both `(examples,)`."""
+    scores = []
+    for docstring, function in zip(split["docstring"], split["function"], strict=True):
+        wanted = words(docstring)
+        scores.append(len(wanted & words(function)) / max(1, len(wanted)))
+    labels = torch.tensor(split["label"][:]) == LABELS.index("match")
+    return torch.tensor(scores, dtype=torch.float64), labels
+
+
+Item = TypeVar("Item")
+Row = tuple[str, str, int, str]  # function, docstring, label, module
+
+
+def _packages(functions: Iterable[Function], seed: int) -> dict[str, list[Row]]:
+    """Return package -> its rows; a twin in pure Python (`_pydecimal`) belongs to its package."""
+    modules: dict[str, list[Function]] = {}
+    for function in functions:
+        modules.setdefault(function.module, []).append(function)
+    packages: dict[str, list[Row]] = {}
+    for module, members in modules.items():
+        package = re.sub(r"^_(py)?", "", module.partition(".")[0])
+        packages.setdefault(package, []).extend(_rows(members, seed))
+    return packages
+
+
+def _take(size: int, waiting: list[str], packages: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Use up packages until there are `size` rows.
+
+    No split shall be about one package, so each gives at most a tenth; the rest of it is lost,
+    since it may serve no other split: packages without such a rest come first.
+    """
+    rows: list[Row] = []
+    most = max(4, size // LARGEST_SHARE // 4 * 4)  # whole groups of four
+    for package in sorted(waiting, key=lambda package: len(packages[package]) > most):
+        if len(rows) < size:
+            waiting.remove(package)
+            rows.extend(packages[package][:most])
+    return rows[:size]
+
+
+def _rows(functions: Sequence[Function], seed: int) -> list[Row]:
+    """Return rows in groups of other, match, other, match, so that any cut is balanced within 1."""
+    generator = generator_for(seed, f"docstring_matching {functions[0].module}")
+    shuffled = _shuffled(functions, generator)
+    half = len(shuffled) // 2
+    others = [
+        (function.source, partner.docstring, LABELS.index("other"), function.module)
+        for pair in _alike_pairs(shuffled[:half])
+        for function, partner in (pair, pair[::-1])
+    ]
+    matches = [
+        (function.source, function.docstring, LABELS.index("match"), function.module)
+        for function in shuffled[half:]
+    ]
+    return list(itertools.chain.from_iterable(zip(others, matches, strict=False)))
+
+
+def _alike_pairs(functions: Sequence[Function]) -> list[tuple[Function, Function]]:
+    """Pair functions, the most alike first, that could not keep each other's docstring."""
+    pairs = [
+        (-_likeness(functions[i], functions[j]), i, j)
+        for i, j in itertools.combinations(range(len(functions)), 2)
+        if not _may_fit(functions[i], functions[j])
+    ]
+    taken: set[int] = set()
+    chosen = []
+    for _, i, j in sorted(pairs):
+        if taken.isdisjoint((i, j)):
+            taken |= {i, j}
+            chosen.append((functions[i], functions[j]))
+    return chosen
+
+
+def _may_fit(one: Function, other: Function) -> bool:
+    if one.name == other.name:
+        return True
+    return _common_share(one.docstring_words, other.docstring_words) > MOST_ALIKE
+
+
+def _likeness(one: Function, other: Function) -> float:
+    lengths = sorted((len(one.docstring), len(other.docstring)))
+    return (
+        _common_share(one.name_words, other.name_words)
+        + _common_share(one.docstring_words, other.docstring_words)
+        + lengths[0] / lengths[1]
+    )
+
+
+def _common_share(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
+
+
+def _shuffled(items: Sequence[Item], generator: torch.Generator) -> list[Item]:
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+
+def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
+    functions, docstrings, labels, modules = zip(*rows, strict=True)
+    columns = {"function": functions, "docstring": docstrings, "label": labels, "module": modules}
+    text = datasets.Value("string")
+    label = datasets.ClassLabel(names=list(LABELS))
+    features = datasets.Features(  # type: ignore[no-untyped-call]
+        function=text, docstring=text, label=label, module=text
+    )
+    return datasets.Dataset.from_dict(columns, features=features)

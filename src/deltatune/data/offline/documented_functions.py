@@ -1,0 +1,138 @@
+"""The documented functions of Python's own standard library, read and never executed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+__all__ = ["Function", "documented_functions", "words"]
+
+SKIPPED_FOLDERS = frozenset(
+    {
+        "__pycache__",
+        "dist-packages",
+        "idle_test",
+        "idlelib",
+        "lib2to3",
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    }
+)
+LONGEST_FUNCTION = 200  # characters; with the docstring about 64 word pieces
+LONGEST_DOCSTRING = 240  # characters
+FEWEST_WORDS = 3  # a docstring below this ("See above.") fits too many functions
+STOP_WORDS = frozenset(
+    "a an and are as at be by for from if in is it its of on or that the this to with".split()
+)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A documented function.
+
+    Args:
+        module: dotted path of its file.
+        name: its own name, without the class.
+        source: its text without docstrings and comments, from signature to at most
+            `LONGEST_FUNCTION` characters.
+        docstring: its first paragraph on one line, at most `LONGEST_DOCSTRING` characters.
+    """
+
+    module: str
+    name: str
+    source: str
+    docstring: str
+
+    @cached_property
+    def docstring_words(self) -> frozenset[str]:
+        """The words of the docstring."""
+        return words(self.docstring)
+
+    @cached_property
+    def name_words(self) -> frozenset[str]:
+        """The words that the name is made of."""
+        return words(self.name)
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the lower-case words of a text, identifiers taken apart, without stop words.
+
+    >>> sorted(words("Return the lastRow of row_count"))
+    ['count', 'last', 'return', 'row']
+    """
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
+    return frozenset(part.lower() for part in parts) - STOP_WORDS
+
+
+def documented_functions(folder: Path) -> Iterator[Function]:
+    """Yield the functions and methods below a folder that say what they do, in order of path.
+
+    Files that do not parse are passed over, and so are tests and installed packages. Text and body
+    each occur once: of equal ones the first is kept.
+    """
+    seen: set[str] = set()
+    for path in sorted(folder.rglob("*.py")):
+        relative = path.relative_to(folder)
+        if SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1]):
+            for function in _functions_of(path, ".".join(relative.with_suffix("").parts)):
+                body = hashlib.sha256(function.source.partition("\n")[2].encode()).hexdigest()
+                texts = {" ".join(sorted(function.docstring_words)), body}
+                if seen.isdisjoint(texts):
+                    yield function
+                seen |= texts
+
+
+def _functions_of(path: Path, module: str) -> Iterator[Function]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # invalid escapes in old sources are not the user's concern
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # a broken file or unknown encoding; null bytes
+        return
+    for definition in _definitions(tree.body):
+        text = ast.get_docstring(definition)
+        if text and len(definition.body) > 1:
+            yield from _readable(definition, text, module)
+
+
+def _definitions(
+    body: Iterable[ast.stmt],
+) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield functions and methods; what is defined inside a function belongs to its body."""
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield statement
+        elif isinstance(statement, ast.ClassDef):
+            yield from _definitions(statement.body)
+
+
+def _readable(
+    definition: ast.FunctionDef | ast.AsyncFunctionDef, text: str, module: str
+) -> Iterator[Function]:
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    if ">>>" in paragraph or len(words(paragraph)) < FEWEST_WORDS:
+        return
+    for node in ast.walk(definition):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            _drop_docstring(node)
+    yield Function(
+        module=module,
+        name=definition.name,
+        source=ast.unparse(definition)[:LONGEST_FUNCTION].rstrip(),  # has no comments either
+        docstring=paragraph[:LONGEST_DOCSTRING].rstrip(),
+    )
+
+
+def _drop_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
+    if ast.get_docstring(node, clean=False) is not None:
+        node.body = node.body[1:] or [ast.Pass()]
