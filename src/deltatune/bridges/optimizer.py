@@ -37,9 +37,8 @@ def attach_optimizer(
 ) -> None:
     """Give a Trainer an optimizer whose groups follow an update rule.
 
-    The Trainer reads the factory when it starts training, so this works after the trainer is
-    built (trl's DPO and GRPO trainers have no argument for it), and on whatever the model's
-    parameters are then: names are looked up in the live model, never kept as objects.
+    The Trainer reads the factory when it starts training: so this works after it is built (trl's
+    DPO and GRPO trainers have no argument for it), on whatever the parameters are then.
 
     Args:
         trainer: transformers' Trainer or any subclass, before `train()`.
@@ -47,8 +46,7 @@ def attach_optimizer(
         sites: of the base model.
         learning_rate: of a parameter whose factors are all 1.
         weight_decay: of such a parameter.
-        name: of an optimizer, as transformers names it (`adamw_torch`, `sgd`, `adafactor`,
-            `adamw_bnb_8bit`, ...).
+        name: of an optimizer, as transformers names it (`adamw_torch`, `adafactor`, `sgd`, ...).
         betas: Adam's decay rates of the moments; other optimizers do not read them.
         epsilon: added to Adam's denominator.
 
@@ -65,13 +63,11 @@ def attach_optimizer(
     )
 
     def build(model: nn.Module) -> torch.optim.Optimizer:
-        return chosen(
-            _parameter_groups(model, update, sites, learning_rate, weight_decay), **options
-        )
+        groups = _parameter_groups(model, update, sites, learning_rate, weight_decay)
+        return chosen(groups, **options)
 
     # The Trainer calls a factory to get the builder, and the builder with the model.
-    factory: Callable[[], Callable[[nn.Module], torch.optim.Optimizer]] = lambda: build  # noqa: E731
-    trainer.optimizer_cls_and_kwargs = (factory, {})  # type: ignore[assignment]
+    trainer.optimizer_cls_and_kwargs = (lambda: build, {})  # type: ignore[assignment]
 
 
 def _parameter_groups(

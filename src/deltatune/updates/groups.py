@@ -37,14 +37,7 @@ def plan_groups(
     Raises:
         InputError: nothing trains, or a rate or decay is out of its range.
     """
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"learning_rate={learning_rate:g} is not allowed: give a number above 0")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise InputError(f"weight_decay={weight_decay:g} is not allowed: give a number from 0 up")
-    if not parameters:
-        raise InputError(
-            "nothing trains: give a selection and a delta that leave something to train"
-        )
+    _check(parameters, learning_rate, weight_decay)
     factors = update.factors(parameters, sites)
     members: dict[tuple[str, float, float], list[TrainedParameter]] = {}
     for parameter in parameters:
@@ -62,6 +55,19 @@ def plan_groups(
         )
         for (label, rate, decay), found in members.items()
     )
+
+
+def _check(
+    parameters: Sequence[TrainedParameter], learning_rate: float, weight_decay: float
+) -> None:
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"learning_rate={learning_rate:g} is not allowed: give a number above 0")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise InputError(f"weight_decay={weight_decay:g} is not allowed: give a number from 0 up")
+    if not parameters:
+        raise InputError(
+            "nothing trains: give a selection and a delta that leave something to train"
+        )
 
 
 def table(groups: Sequence[Group]) -> Table:
