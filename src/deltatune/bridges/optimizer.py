@@ -47,17 +47,13 @@ def attach_optimizer(
         learning_rate: of a parameter whose factors are all 1.
         weight_decay: of such a parameter.
         name: of an optimizer, as transformers names it (`adamw_torch`, `adafactor`, `sgd`, ...).
-        betas: Adam's decay rates of the moments; other optimizers do not read them.
+        betas: Adam's decay rates of its moments.
         epsilon: added to Adam's denominator.
 
     Raises:
-        InputError: an unknown name, a missing package, or a trainer that has its optimizer already.
-        NotComposable: an optimizer that forms its own groups.
+        InputError: as `optimizer_class`, or a trainer that has its optimizer already.
     """
-    if trainer.optimizer is not None:
-        raise InputError(
-            "the trainer already has an optimizer: give it none, and attach before train()"
-        )
+    _check_has_none(trainer)
     chosen, options = optimizer_class(
         trainer, name, learning_rate=learning_rate, betas=betas, epsilon=epsilon
     )
@@ -68,6 +64,13 @@ def attach_optimizer(
 
     # The Trainer calls a factory to get the builder, and the builder with the model.
     trainer.optimizer_cls_and_kwargs = (lambda: build, {})  # type: ignore[assignment]
+
+
+def _check_has_none(trainer: Trainer) -> None:
+    if trainer.optimizer is not None:
+        raise InputError(
+            "the trainer already has an optimizer: give it none, and attach before train()"
+        )
 
 
 def _parameter_groups(

@@ -24,12 +24,11 @@ def plan_groups(
 ) -> tuple[Group, ...]:
     """Sort trained parameters into optimizer groups, each parameter into exactly one.
 
-    Parameters of one role, one label, one rate and one decay make a group; groups and the names in
-    them keep the order of `parameters`, so that equal input gives equal groups on every process.
+    One role, label, rate and decay make a group; all keep the order of `parameters`.
 
     Args:
         parameters: all that may ever train.
-        update: the rule.
+        update: the rule for their rates.
         sites: of the base model.
         learning_rate: of a parameter whose factors are all 1, above 0.
         weight_decay: of such a parameter, from 0 up.
@@ -42,7 +41,7 @@ def plan_groups(
     members: dict[tuple[str, float, float], list[TrainedParameter]] = {}
     for parameter in parameters:
         factor = factors.get(parameter.name, Factor())
-        label = " ".join(part for part in (parameter.role, factor.label) if part)
+        label = f"{parameter.role} {factor.label}".strip()
         rate, decay = learning_rate * factor.learning_rate, weight_decay * factor.weight_decay
         members.setdefault((label, rate, decay), []).append(parameter)
     return tuple(
