@@ -41,7 +41,9 @@ def tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
     )
 
 
-def model_folder(folder: Path, name: str = "llama", task: str = "causal_lm", **overrides: Any) -> Path:
+def model_folder(
+    folder: Path, name: str = "llama", task: str = "causal_lm", **overrides: Any
+) -> Path:
     """Write a tiny random model of the real class, with a tokenizer, into `folder`."""
     words = tokenizer()
     model = tiny(name, task, vocab_size=len(words), **overrides)
@@ -67,4 +69,6 @@ def completions(number: int = 24) -> list[dict[str, str]]:
 def classifications(number: int = 40) -> list[dict[str, Any]]:
     """Rows whose label can be read off the text."""
     words = ("cat", "dog")
-    return [{"text": f"the {words[i % 2]} sat on log {i}", "label": words[i % 2]} for i in range(number)]
+    return [
+        {"text": f"the {words[i % 2]} sat on log {i}", "label": words[i % 2]} for i in range(number)
+    ]

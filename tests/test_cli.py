@@ -9,7 +9,14 @@ import torch
 from deltatune import cli
 from tests.folders import classifications, completions, model_folder, rows_file
 
-SHORT = ("--set", "training.epochs=1", "--set", "training.batch_size=8", "--set", "training.max_length=32")
+SHORT = (
+    "--set",
+    "training.epochs=1",
+    "--set",
+    "training.batch_size=8",
+    "--set",
+    "training.max_length=32",
+)
 
 
 @pytest.fixture
@@ -48,7 +55,9 @@ def _one_line(error):
 
 def test_train_writes_every_file_of_a_run_and_prints_json(command, llama, pairs, tmp_path):
     folder = tmp_path / "run"
-    code, out, err = command("train", "--model", llama, "--data", pairs, "--output", folder, *SHORT, "--json")
+    code, out, err = command(
+        "train", "--model", llama, "--data", pairs, "--output", folder, *SHORT, "--json"
+    )
     assert code == 0, err
     assert json.loads(out)["after"]["loss"] > 0
     names = {entry.name for entry in folder.iterdir()}
@@ -103,7 +112,9 @@ def test_export_leaves_nothing_when_the_tolerance_is_missed(command, llama, pair
         (("--task", "classifikation"), "'classification'"),
     ],
 )
-def test_train_names_the_fix_when_an_option_is_wrong(command, llama, pairs, tmp_path, given, wanted):
+def test_train_names_the_fix_when_an_option_is_wrong(
+    command, llama, pairs, tmp_path, given, wanted
+):
     folder = tmp_path / "run"
     code, _, err = command("train", "--model", llama, "--data", pairs, "--output", folder, *given)
     assert code == 2
@@ -119,9 +130,19 @@ def test_train_names_the_fix_when_an_option_is_wrong(command, llama, pairs, tmp_
         ("{kind: by_role, roles: [qery]}", "'query'"),
     ],
 )
-def test_train_stops_when_a_target_matches_nothing_or_part(command, llama, pairs, tmp_path, selection, wanted):
+def test_train_stops_when_a_target_matches_nothing_or_part(
+    command, llama, pairs, tmp_path, selection, wanted
+):
     code, _, err = command(
-        "train", "--model", llama, "--data", pairs, "--output", tmp_path / "run", "--set", f"selection={selection}"
+        "train",
+        "--model",
+        llama,
+        "--data",
+        pairs,
+        "--output",
+        tmp_path / "run",
+        "--set",
+        f"selection={selection}",
     )
     assert code == 2
     assert wanted in _one_line(err)
@@ -129,7 +150,9 @@ def test_train_stops_when_a_target_matches_nothing_or_part(command, llama, pairs
 
 
 def test_train_refuses_a_missing_model_folder_by_its_neighbours(command, llama, pairs, tmp_path):
-    code, _, err = command("train", "--model", tmp_path / "lama", "--data", pairs, "--output", tmp_path / "run")
+    code, _, err = command(
+        "train", "--model", tmp_path / "lama", "--data", pairs, "--output", tmp_path / "run"
+    )
     assert code == 2
     assert "'llama'" in _one_line(err)
 
@@ -182,7 +205,15 @@ def test_train_names_a_label_that_only_the_test_split_has(command, tmp_path):
 
 def test_resume_refuses_another_recipe_and_a_folder_without_a_run(command, llama, pairs, tmp_path):
     code, _, err = command(
-        "train", "--model", llama, "--data", pairs, "--output", tmp_path / "none", "--resume", *SHORT
+        "train",
+        "--model",
+        llama,
+        "--data",
+        pairs,
+        "--output",
+        tmp_path / "none",
+        "--resume",
+        *SHORT,
     )
     assert code == 2
     assert "no run to resume" in _one_line(err)
@@ -191,7 +222,12 @@ def test_resume_refuses_another_recipe_and_a_folder_without_a_run(command, llama
 def test_recipes_lists_the_catalogue_and_shows_one_whole(command):
     code, out, _ = command("recipes", "--json")
     assert code == 0
-    assert {row["name"] for row in json.loads(out)} >= {"efficientft", "efficientft_full", "lora", "full"}
+    assert {row["name"] for row in json.loads(out)} >= {
+        "efficientft",
+        "efficientft_full",
+        "lora",
+        "full",
+    }
     code, out, _ = command("recipes", "efficientft", "--json")
     shown = json.loads(out)
     assert shown["parameters"]["ratio"] == 4.0

@@ -30,7 +30,9 @@ def test_predicted_flops_are_near_the_counted_ones(name):
     model = RECIPES[name].prepare(base)
     ids = torch.randint(3, 60, (4, 16))
     counted = count_flops(model, {"input_ids": ids}, _loss)
-    predicted = predicted_costs(model, places, sequences=4, sequence_length=16, optimizer="adamw_torch")
+    predicted = predicted_costs(
+        model, places, sequences=4, sequence_length=16, optimizer="adamw_torch"
+    )
     # what the formula leaves out: rotary tables, and gradients that one side of a product skips
     assert predicted["micro_batch_flops"] == pytest.approx(counted, rel=0.05)
 
@@ -39,7 +41,9 @@ def test_counting_leaves_weights_gradients_mode_and_random_state_alone():
     model = named("efficientft").prepare(tiny("llama", "causal_lm")).eval()
     weights = {name: p.clone() for name, p in model.named_parameters()}
     state = torch.random.get_rng_state()
-    count_flops(model, {"input_ids": torch.randint(3, 60, (2, 8), generator=torch.Generator())}, _loss)
+    count_flops(
+        model, {"input_ids": torch.randint(3, 60, (2, 8), generator=torch.Generator())}, _loss
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not model.training
     assert all(p.grad is None and torch.equal(p, weights[n]) for n, p in model.named_parameters())

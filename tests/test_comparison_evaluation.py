@@ -47,7 +47,9 @@ def _score(model, rows, task):
 
 
 def test_classification_scores_match_hand_worked_numbers():
-    rows = [{"input_ids": [i] + [0] * (3 - i), "labels": label} for i, label in enumerate((0, 1, 1))]
+    rows = [
+        {"input_ids": [i] + [0] * (3 - i), "labels": label} for i, label in enumerate((0, 1, 1))
+    ]
     model = _Table([[math.log(3.0), 0.0], [0.0, math.log(3.0)], [math.log(3.0), 0.0]])
     scores = _score(model, rows, "classification")
     assert [item["correct"] for item in scores.items] == [True, True, False]

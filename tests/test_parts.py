@@ -38,7 +38,9 @@ def test_every_part_with_defaults_survives_the_way_through_plain_values(room):
 
 
 def test_from_plain_names_the_nearest_part_when_the_kind_is_misspelt():
-    with pytest.raises(InputError, match=r"deltas\.kind 'low_rnk' is not known: choose one of 'low_rank'"):
+    with pytest.raises(
+        InputError, match=r"deltas\.kind 'low_rnk' is not known: choose one of 'low_rank'"
+    ):
         parts.from_plain({"kind": "low_rnk"}, "deltas")
 
 
@@ -69,7 +71,9 @@ def test_validated_names_path_and_value_when_the_type_is_wrong():
 
 
 def test_declaration_of_names_the_room_s_parts_for_a_stranger():
-    with pytest.raises(InputError, match="_Options is not a part of updates: give the options of one of"):
+    with pytest.raises(
+        InputError, match="_Options is not a part of updates: give the options of one of"
+    ):
         parts.declaration_of(_Options(), "updates")
 
 
@@ -88,7 +92,9 @@ def test_rows_columns_entries_refuse_narrow_or_repeated_indices():
             kind(torch.tensor([1, 2], dtype=torch.int32))
         with pytest.raises(InputError, match="repeated"):
             kind(torch.tensor([1, 1]))
-        assert kind(torch.tensor([1, 2])) == kind(torch.tensor([1, 2])) != kind(torch.tensor([2, 1]))
+        assert (
+            kind(torch.tensor([1, 2])) == kind(torch.tensor([1, 2])) != kind(torch.tensor([2, 1]))
+        )
 
 
 def test_part_shapes_are_those_of_what_may_change():
@@ -104,6 +110,8 @@ def test_part_shapes_are_those_of_what_may_change():
 
 
 def test_seeds_differ_by_run_name_and_step_and_repeat():
-    seeds = {seed_for(seed, name, step) for seed in (0, 1) for name in ("a", "b") for step in (0, 1)}
+    seeds = {
+        seed_for(seed, name, step) for seed in (0, 1) for name in ("a", "b") for step in (0, 1)
+    }
     assert len(seeds) == 8
     assert generator_for(3, "x").initial_seed() == generator_for(3, "x").initial_seed()

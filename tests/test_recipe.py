@@ -8,17 +8,33 @@ import yaml
 
 from deltatune.deltas.low_rank import LowRank
 from deltatune.errors import InputError, NotComposable
-from deltatune.recipe import InPlace, Optimizer, Recipe, Training, from_plain, json_schema, named, read
+from deltatune.recipe import (
+    InPlace,
+    Optimizer,
+    Recipe,
+    Training,
+    from_plain,
+    json_schema,
+    named,
+    read,
+)
 from deltatune.selections.by_role import ByRole
 from deltatune.updates.ratios import Ratios
 
 
 @pytest.mark.parametrize(
     "delta",
-    [LowRank(rank=4), InPlace(), peft.LoraConfig(r=4, lora_alpha=4), peft.IA3Config(feedforward_modules=[])],
+    [
+        LowRank(rank=4),
+        InPlace(),
+        peft.LoraConfig(r=4, lora_alpha=4),
+        peft.IA3Config(feedforward_modules=[]),
+    ],
 )
 def test_recipe_survives_the_way_through_yaml(delta):
-    recipe = Recipe(delta=delta, update=Ratios(roles={"value": 4.0}), optimizer=Optimizer(betas=(0.8, 0.9)))
+    recipe = Recipe(
+        delta=delta, update=Ratios(roles={"value": 4.0}), optimizer=Optimizer(betas=(0.8, 0.9))
+    )
     again = from_plain(yaml.safe_load(recipe.to_yaml()))
     assert again.to_plain() == recipe.to_plain()
     assert type(again.delta) is type(delta)
@@ -34,9 +50,9 @@ def test_named_takes_parameters_of_the_recipe_and_paths_of_fields():
 
 def test_named_takes_a_whole_part_by_name():
     assert isinstance(named("efficientft", {"delta": "in_place"}).delta, InPlace)
-    assert named("efficientft", {"selection": {"kind": "by_role", "roles": ["value"]}}).selection == ByRole(
-        roles=("value",)
-    )
+    assert named(
+        "efficientft", {"selection": {"kind": "by_role", "roles": ["value"]}}
+    ).selection == ByRole(roles=("value",))
 
 
 @pytest.mark.parametrize("ratio", [0, -1, float("nan"), float("inf")])
@@ -54,7 +70,10 @@ def test_efficientft_refuses_a_ratio_that_is_no_rate(ratio):
         ({"delta": {"kind": "low_rnak"}}, "choose one of 'low_rank'"),
         ({"delta": {"kind": "peft", "type": "LORRA"}}, "choose one of 'LORA'"),
         ({"delta": {"kind": "peft", "type": "LORA", "rr": 4}}, "choose one of 'r'"),
-        ({"delta": "low_rank", "optimizer": {"learning_rate": -1}}, "learning_rate=-1.0 is not allowed"),
+        (
+            {"delta": "low_rank", "optimizer": {"learning_rate": -1}},
+            "learning_rate=-1.0 is not allowed",
+        ),
         ({"delta": "low_rank", "optimizer": 3}, "optimizer is 3: give a mapping"),
         ({"delta": "low_rank", "training": {"schedule": "liner"}}, "choose one of 'linear'"),
         ({"delta": "low_rank", "training": {"warmup": 2}}, "give a fraction in"),
@@ -89,13 +108,20 @@ def test_read_takes_a_file_and_names_its_mistakes(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read(tmp_path / "none.yaml")
     path.write_text("delta: [")
-    with pytest.raises(InputError, match="not readable YAML.*line"):
+    with pytest.raises(InputError, match=r"not readable YAML.*line"):
         read(path)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("batch_size", 0), ("accumulation", -1), ("max_length", 0), ("seed", -1), ("steps", -2)],
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("accumulation", -1),
+        ("max_length", 0),
+        ("seed", -1),
+        ("steps", -2),
+    ],
 )
 def test_training_refuses_counts_that_are_none(field, value):
     with pytest.raises(InputError, match=f"{field}={value} is not allowed"):
@@ -116,5 +142,5 @@ def test_check_counts_what_the_selection_reaches(tiny):
 
 def test_prepare_needs_rows_of_a_fused_weight_to_be_ours(tiny):
     recipe = Recipe(delta=peft.LoraConfig(r=2))
-    with pytest.raises(NotComposable, match="LORA changes whole weights.*use the delta low_rank"):
+    with pytest.raises(NotComposable, match=r"LORA changes whole weights.*use the delta low_rank"):
         recipe.prepare(tiny("gpt2", "causal_lm"))

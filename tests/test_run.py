@@ -44,7 +44,10 @@ def _adapter(folder):
 
 
 def _losses(folder):
-    return [json.loads(line)["loss"] for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_run_trains_query_and_value_only_and_leaves_the_base_alone(llama, pairs, tmp_path):
@@ -55,12 +58,16 @@ def test_run_trains_query_and_value_only_and_leaves_the_base_alone(llama, pairs,
     assert names
     assert all("q_proj" in name or "v_proj" in name for name in names)
     assert run.after["loss"] < run.before["loss"]
-    assert run.costs["trainable_parameters"] == sum(t.numel() for t in _adapter(run.folder).values())
+    assert run.costs["trainable_parameters"] == sum(
+        t.numel() for t in _adapter(run.folder).values()
+    )
 
 
 def test_run_records_each_group_s_rate_with_the_ratio_at_every_step(llama, pairs, tmp_path):
     finetune(llama, pairs, output=tmp_path / "run", assignments={**SETTINGS, "ratio": 8})
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     moved = [row["learning_rates"] for row in rows if max(row["learning_rates"].values()) > 0]
     assert len(moved) > 3
     for rates in moved:
@@ -69,7 +76,9 @@ def test_run_records_each_group_s_rate_with_the_ratio_at_every_step(llama, pairs
         assert len(set(rates.values())) == 2
 
 
-def test_run_resumes_to_the_last_bit_when_stopped_in_mid_accumulation(llama, pairs, tmp_path, monkeypatch):
+def test_run_resumes_to_the_last_bit_when_stopped_in_mid_accumulation(
+    llama, pairs, tmp_path, monkeypatch
+):
     whole = finetune(llama, pairs, output=tmp_path / "whole", assignments=SETTINGS)
     from deltatune.bridges.progress import Progress
 
@@ -101,9 +110,15 @@ def test_run_resumes_only_with_what_it_began_with(llama, pairs, tmp_path, monkey
     monkeypatch.undo()
     with pytest.raises(InputError, match="holds an unfinished run: add --resume"):
         finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    with pytest.raises(InputError, match=r"recipe\.delta\.rank was 2 when the run began and is 4 now"):
+    with pytest.raises(
+        InputError, match=r"recipe\.delta\.rank was 2 when the run began and is 4 now"
+    ):
         finetune(
-            llama, pairs, output=tmp_path / "run", assignments={**SETTINGS, "delta.rank": 4}, resume=True
+            llama,
+            pairs,
+            output=tmp_path / "run",
+            assignments={**SETTINGS, "delta.rank": 4},
+            resume=True,
         )
     rows_file(pairs, completions(26))
     with pytest.raises(InputError, match=r"inputs\.data_fingerprint was"):
@@ -117,7 +132,9 @@ def test_run_in_place_saves_a_delta_that_gives_the_tuned_model_back(llama, pairs
     assert run.after["loss"] < run.before["loss"]
     model = deltatune.load(run.folder)
     base = load_file(llama / "model.safetensors")
-    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, base[name])}
+    moved = {
+        name for name, weight in model.state_dict().items() if not torch.equal(weight, base[name])
+    }
     assert moved
     assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
 
@@ -140,7 +157,9 @@ def test_run_stops_at_once_when_the_loss_is_not_a_number(llama, pairs, tmp_path,
     total = NextToken.total
 
     def broken(self, outputs, batch, *, progress=0.0):
-        return total(self, outputs, batch, progress=progress) * (float("nan") if progress > 0.3 else 1.0)
+        return total(self, outputs, batch, progress=progress) * (
+            float("nan") if progress > 0.3 else 1.0
+        )
 
     monkeypatch.setattr(NextToken, "total", broken)
     with pytest.raises(Diverged, match="the loss of step 4 is nan: lower the value learning rate"):
@@ -157,7 +176,7 @@ def test_run_leaves_nothing_half_written_when_the_disk_is_full(llama, pairs, tmp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(carriers._Adapter, "save", full)
-    with pytest.raises(WorkError, match="No space left on device.*--resume"):
+    with pytest.raises(WorkError, match=r"No space left on device.*--resume"):
         finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
     assert not (tmp_path / "run" / "adapter").exists()
     monkeypatch.undo()
@@ -185,9 +204,18 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_later(llama, pairs, tmp_path
 def test_a_killed_process_resumes_from_its_last_checkpoint(llama, pairs, tmp_path):
     folder = tmp_path / "run"
     fields = [f"--set={key}={value}" for key, value in {**SETTINGS, "training.epochs": 40}.items()]
-    command = [sys.executable, "-m", "deltatune.cli", "train", f"--model={llama}", f"--data={pairs}"]
+    command = [
+        sys.executable,
+        "-m",
+        "deltatune.cli",
+        "train",
+        f"--model={llama}",
+        f"--data={pairs}",
+    ]
     command += [f"--output={folder}", *fields]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(folder.glob("checkpoints/checkpoint-5*")):
         assert process.poll() is None, process.stderr.read()
@@ -209,7 +237,11 @@ def test_prepare_and_attach_serve_a_trainer_of_the_user_s_own(tiny, tmp_path):
     model = recipe.prepare(tiny("llama", "causal_lm"))
     rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]} for _ in range(8)]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=2, report_to=[], disable_tqdm=True, dataloader_pin_memory=False
+        output_dir=str(tmp_path),
+        max_steps=2,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
     )
     trainer = recipe.attach(Trainer(model=model, args=arguments, train_dataset=rows))
     trainer.train()

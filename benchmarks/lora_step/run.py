@@ -91,13 +91,18 @@ def agreement(mine: nn.Module, other: nn.Module, ids: Tensor) -> dict[str, float
     cosines = []
     for kinds in ((".down", "lora_A"), (".up", "lora_B")):
         for left, right in zip(factors(mine, kinds[0]), factors(other, kinds[1]), strict=True):
-            cosines.append(float(torch.cosine_similarity(left.grad.ravel(), right.grad.ravel(), dim=0)))
+            cosines.append(
+                float(torch.cosine_similarity(left.grad.ravel(), right.grad.ravel(), dim=0))
+            )
     return {"loss_ours": losses[0], "loss_peft": losses[1], "worst_gradient_cosine": min(cosines)}
 
 
 def race(dtype: torch.dtype, dropout: float, pairs: int, width: int, device: torch.device) -> dict:
     ids = torch.randint(0, 8000, (2, 256), generator=torch.Generator().manual_seed(0)).to(device)
-    mine, other = ours(base(dtype, width, device), dropout), theirs(base(dtype, width, device), dropout)
+    mine, other = (
+        ours(base(dtype, width, device), dropout),
+        theirs(base(dtype, width, device), dropout),
+    )
     full = base(dtype, width, device).train()
     same_start(mine, other)
     proof = agreement(mine.eval(), other.eval(), ids)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -99,7 +100,9 @@ def _package_folder(package: str) -> Path:
 
 def _check_folder(path: Path, text: str) -> None:
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise InputError(f"model folder {text!r} holds an adapter: give the folder of its base model")
+        raise InputError(
+            f"model folder {text!r} holds an adapter: give the folder of its base model"
+        )
     if not (path / "config.json").is_file():
         raise InputError(f"model folder {text!r} holds no config.json: give a model's own folder")
     if not list(path.glob("*.safetensors")):
@@ -109,7 +112,9 @@ def _check_folder(path: Path, text: str) -> None:
                 f"model folder {text!r} holds only pickled weights ({pickled[0]}), which can run "
                 f"code when opened: convert them to safetensors (save_pretrained does it)"
             )
-        raise InputError(f"model folder {text!r} holds no *.safetensors file: copy the weights there")
+        raise InputError(
+            f"model folder {text!r} holds no *.safetensors file: copy the weights there"
+        )
 
 
 def load_base(
@@ -137,7 +142,9 @@ def load_base(
         InputError: anything that keeps the model from loading safely.
     """
     place = locate(name)
-    config = _guarded(place, allow_remote_code, lambda **options: AutoConfig.from_pretrained(place, **options))
+    config = _guarded(
+        place, allow_remote_code, lambda **options: AutoConfig.from_pretrained(place, **options)
+    )
     tokenizer = _guarded(
         place, allow_remote_code, lambda **options: AutoTokenizer.from_pretrained(place, **options)
     )
@@ -148,13 +155,13 @@ def load_base(
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = _pad_token_id(tokenizer)
     if device is not None:
-        model.to(device)  # type: ignore[arg-type]
+        nn.Module.to(model, device)
     return Base(model=model.eval(), tokenizer=tokenizer, name=str(name), new_weights=new_weights)
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     identifier = tokenizer.pad_token_id
-    return int(identifier) if identifier is not None else tokenizer.eos_token_id  # type: ignore[return-value]
+    return int(identifier) if identifier is not None else tokenizer.eos_token_id
 
 
 def _set_labels(config: Any, task: str, label_names: Sequence[str]) -> None:
@@ -169,7 +176,7 @@ def _set_labels(config: Any, task: str, label_names: Sequence[str]) -> None:
 def _load_weights(
     place: str, config: Any, task: str, precision: str, allow_remote_code: bool, seed: int
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    # The load report of transformers is a table on stderr; what it says is in `new_weights`, and shown.
+    # The load report of transformers is a table on stderr; what it says is in `new_weights`.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -195,7 +202,9 @@ def _load_weights(
     missing = {str(key) for key in report["missing_keys"]}
     replaced = {str(key[0]) for key in report.get("mismatched_keys", ())}
     if task not in ("classification", "regression") and missing:
-        raise InputError(f"the checkpoint of {place!r} lacks {sorted(missing)[0]} and {len(missing) - 1} more")
+        raise InputError(
+            f"the checkpoint of {place!r} lacks {sorted(missing)[0]} and {len(missing) - 1} more"
+        )
     return model, tuple(sorted(missing | replaced))
 
 

@@ -56,7 +56,9 @@ def everything() -> list[dict[str, Any]]:
 def what_trains(recipe: Recipe) -> str:
     """Say in a few words what a recipe trains."""
     selection = recipe.to_plain()["selection"]
-    places = selection.get("roles") or selection.get("patterns") or list(selection.get("weights", ()))
+    places = (
+        selection.get("roles") or selection.get("patterns") or list(selection.get("weights", ()))
+    )
     return ", ".join(str(place) for place in places)
 
 

@@ -30,11 +30,15 @@ Data = Annotated[str, typer.Option(help="File, folder, or Hugging Face name.")]
 RecipeName = Annotated[str, typer.Option(help="A name of 'deltatune recipes', or a YAML file.")]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Replace one field of the recipe; repeat at will."),
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Replace one field of the recipe; repeat at will."
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="ROLE=NAME", help="Which column plays a role; guessed otherwise."),
+    typer.Option(
+        "--column", metavar="ROLE=NAME", help="Which column plays a role; guessed otherwise."
+    ),
 ]
 Task = Annotated[str | None, typer.Option(help="Task of the data; guessed otherwise.")]
 Output = Annotated[Path, typer.Option(help="Folder to write.")]
@@ -58,7 +62,9 @@ def _values(given: list[str] | None) -> dict[str, Any]:
     try:
         return {key: yaml.safe_load(value) for key, value in _pairs(given, "--set").items()}
     except yaml.YAMLError as error:
-        raise InputError(f"--set has a value that is not readable: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"--set has a value that is not readable: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _print(value: Any) -> None:
@@ -122,9 +128,12 @@ def recipes(
 def export(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     to: Annotated[str, typer.Option(help="merged, peft or lora.")],
-    output: Annotated[Path | None, typer.Option(help="Folder to write; RUN/export-KIND otherwise.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN/export-KIND otherwise.")
+    ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest allowed difference of logits, relative to the largest logit.")
+        float,
+        typer.Option(help="Largest allowed difference of logits, relative to the largest logit."),
     ] = 1e-4,
     as_json: AsJson = False,
 ) -> None:
@@ -182,7 +191,9 @@ def main() -> None:
         print(f"deltatune: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("deltatune: interrupted; what was saved can be resumed with --resume", file=sys.stderr)
+        print(
+            "deltatune: interrupted; what was saved can be resumed with --resume", file=sys.stderr
+        )
         raise SystemExit(1) from None
 
 

@@ -60,7 +60,10 @@ def nearest_first(given: str, known: Iterable[str]) -> list[str]:
     """
     return sorted(
         known,
-        key=lambda name: (-difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio(), name),
+        key=lambda name: (
+            -difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio(),
+            name,
+        ),
     )
 
 

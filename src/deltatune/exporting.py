@@ -49,7 +49,8 @@ class Exported:
         """Return what a user reads."""
         return (
             f"wrote {self.kind} to {self.folder}; reloaded, its logits differ by at most "
-            f"{self.largest_difference:.2e} ({self.ratio:.1e} of the largest; allowed {self.tolerance:.0e})"
+            f"{self.largest_difference:.2e} ({self.ratio:.1e} of the largest; "
+            f"allowed {self.tolerance:.0e})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,9 +83,13 @@ class _Trained:
 def _open(folder: str | Path) -> _Trained:
     run = RunFolder(Path(folder))
     if not run.path.is_dir():
-        raise InputError(f"run folder {str(folder)!r} does not exist: give the --output of a train command")
+        raise InputError(
+            f"run folder {str(folder)!r} does not exist: give the --output of a train command"
+        )
     if not run.is_finished:
-        raise InputError(f"{str(folder)!r} holds no finished run: finish it with deltatune train --resume")
+        raise InputError(
+            f"{str(folder)!r} holds no finished run: finish it with deltatune train --resume"
+        )
     recipe = run.recorded_recipe()
     inputs = run.read(run.environment)["inputs"]
     return _Trained(run=run, recipe=recipe, inputs=inputs, carrier=carrier_of(recipe.delta))
@@ -140,7 +145,9 @@ def export(
             tolerance=tolerance,
         )
         if not result.ratio <= tolerance:
-            raise WorkError(f"the exported model is not the trained one; nothing was kept: {result.line()}")
+            raise WorkError(
+                f"the exported model is not the trained one; nothing was kept: {result.line()}"
+            )
     return result
 
 
@@ -181,7 +188,9 @@ def _reload_adapter(trained: _Trained, folder: Path) -> nn.Module:
 
 
 def _reload_lora(trained: _Trained, folder: Path) -> nn.Module:
-    return PeftModel.from_pretrained(trained.base().model, folder).eval()  # type: ignore[no-any-return]
+    model: nn.Module = PeftModel.from_pretrained(trained.base().model, folder)
+    model.eval()
+    return model
 
 
 _Writer = Callable[[_Trained, Path], None]

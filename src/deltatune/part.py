@@ -20,7 +20,9 @@ def _checked(indices: Tensor, what: str) -> Tensor:
             f"give one axis of torch.int64"
         )
     if indices.numel() and (int(indices.min()) < 0 or indices.unique().numel() != indices.numel()):
-        raise InputError(f"{what} indices hold a negative or repeated index: give each once, from 0")
+        raise InputError(
+            f"{what} indices hold a negative or repeated index: give each once, from 0"
+        )
     return indices
 
 
@@ -96,7 +98,7 @@ class Entries:
     """Single entries of a weight, as flat row-major indices into its `(out, in)` form.
 
     Args:
-        indices: flat indices `row * in + column`, `(k,)` int64 (int32 is too small from 2^31 entries on).
+        indices: flat indices `row * in + column`, `(k,)` int64 (int32 ends at 2^31 entries).
     """
 
     indices: Tensor

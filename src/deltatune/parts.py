@@ -1,6 +1,7 @@
 """Every part declares itself once; tables, shared tests and files are made from the declarations.
 
-A part is a frozen dataclass of options, declared under a name in the room (sub-package) it lives in.
+A part is a frozen dataclass of options, declared under a name in the room (sub-package) where it
+lives.
 A room is filled by importing its modules, so adding a part is adding a file.
 """
 
@@ -19,7 +20,16 @@ import pydantic
 
 from deltatune.errors import InputError, unknown_name
 
-__all__ = ["ROOMS", "Declaration", "Source", "declare", "from_plain", "json_schema", "known", "to_plain"]
+__all__ = [
+    "ROOMS",
+    "Declaration",
+    "Source",
+    "declare",
+    "from_plain",
+    "json_schema",
+    "known",
+    "to_plain",
+]
 
 ROOMS = ("deltas", "selections", "updates", "objectives", "recipes")
 Declared = TypeVar("Declared")
@@ -141,7 +151,10 @@ def to_plain(options: object, room: str) -> dict[str, Any]:
             return [plain(item) for item in items]
         return value
 
-    fields = {field.name: plain(getattr(options, field.name)) for field in dataclasses.fields(declaration.options)}
+    fields = {
+        field.name: plain(getattr(options, field.name))
+        for field in dataclasses.fields(declaration.options)
+    }
     return {"kind": declaration.name, **fields}
 
 
@@ -164,7 +177,9 @@ def from_plain(plain: Any, room: str, *, where: str = "") -> Any:
     if plain["kind"] not in parts:
         raise unknown_name(f"{where}.kind", plain["kind"], parts)
     options = parts[plain["kind"]].options
-    fields = {key: _nested(value, room, f"{where}.{key}") for key, value in plain.items() if key != "kind"}
+    fields = {
+        key: _nested(value, room, f"{where}.{key}") for key, value in plain.items() if key != "kind"
+    }
     return validated(options, fields, where)
 
 
@@ -195,7 +210,6 @@ def validated(options: type[Any], fields: Mapping[str, Any], where: str) -> Any:
         raise InputError(f"{path}={first['input']!r} is not allowed: {first['msg']}") from error
 
 
-@functools.cache
 def _adapter(options: type[Any]) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(options)
 

@@ -94,7 +94,7 @@ class Plan:
         return "test" if "test" in self.encoded.splits else "validation"
 
     def costs(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return what the meter does not know: parameters, states, FLOPs beside their prediction."""
+        """Return what the meter does not know: parameters, states, FLOPs and their prediction."""
         counted, predicted = self._micro_batch_costs()
         return {
             "trainable_parameters": self.trainable_parameters,
@@ -102,7 +102,8 @@ class Plan:
             "optimizer_bytes": costs.optimizer_bytes(optimizer),
             "micro_batch_flops": counted,
             "predicted": predicted,
-            "micro_batch_flops_predicted_to_counted_ratio": predicted["micro_batch_flops"] / counted,
+            "micro_batch_flops_predicted_to_counted_ratio": predicted["micro_batch_flops"]
+            / counted,
         }
 
     def _micro_batch_costs(self) -> tuple[int, dict[str, Any]]:
@@ -253,7 +254,9 @@ def _objective(recipe: Recipe, task: str) -> Any:
     for declared in parts.known("objectives").values():
         if task in declared.options.tasks:
             return declared.options()
-    raise InputError(f"no objective declares the task {task!r} as its own: give the recipe an objective")
+    raise InputError(
+        f"no objective declares the task {task!r} as its own: give the recipe an objective"
+    )
 
 
 def _length(recipe: Recipe, base: Base, console: Console) -> int:

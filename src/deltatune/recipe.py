@@ -1,4 +1,4 @@
-"""A recipe: which delta, where, at which rates, for which loss. One value, checked before anything runs."""
+"""A recipe: which delta, where, at which rates, for which loss; checked before anything runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ from deltatune.selections.by_role import ByRole
 from deltatune.settings import Optimizer, Training
 from deltatune.updates.ratios import Ratios
 
-__all__ = ["InPlace", "Optimizer", "Recipe", "Training", "from_plain", "json_schema", "named", "read"]
+__all__ = [
+    "InPlace",
+    "Optimizer",
+    "Recipe",
+    "Training",
+    "from_plain",
+    "json_schema",
+    "named",
+    "read",
+]
 
 InPlace = carriers.InPlace
 
@@ -33,7 +42,7 @@ class Recipe:
 
     Args:
         name: for tables and files.
-        delta: options of a delta of ours, any `peft.PeftConfig`, or `InPlace()` (base weights train).
+        delta: options of a delta of ours, any `peft.PeftConfig`, or `InPlace()`.
         selection: where the delta may live.
         update: rates and rhythm.
         objective: the loss; None takes the one that the data's task declares as its own.
@@ -116,7 +125,9 @@ class Recipe:
 
 def _plain_fields(options: Any) -> dict[str, Any]:
     fields = dataclasses.asdict(options)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
+    }
 
 
 def _assign(plain: dict[str, Any], path: str, value: Any) -> None:
@@ -160,7 +171,11 @@ def from_plain(plain: Any) -> Recipe:
     if "delta" not in plain:
         raise InputError("the recipe has no key 'delta': give the delta that it trains")
     values: dict[str, Any] = {"delta": delta_forms.delta_from_plain(plain["delta"])}
-    for key, room in (("selection", "selections"), ("update", "updates"), ("objective", "objectives")):
+    for key, room in (
+        ("selection", "selections"),
+        ("update", "updates"),
+        ("objective", "objectives"),
+    ):
         if plain.get(key) is not None:
             values[key] = parts.from_plain(plain[key], room, where=key)
     for key, options in (("optimizer", Optimizer), ("training", Training)):
@@ -210,7 +225,9 @@ def named(name: str, assignments: Mapping[str, Any] | None = None) -> Recipe:
     return _with_known_fields(recipe, given, tuple(parameters))
 
 
-def _with_known_fields(recipe: Recipe, given: Mapping[str, Any], parameters: Sequence[str]) -> Recipe:
+def _with_known_fields(
+    recipe: Recipe, given: Mapping[str, Any], parameters: Sequence[str]
+) -> Recipe:
     top_level = [entry.name for entry in dataclasses.fields(Recipe)]
     for key in given:
         if "." not in key and key not in top_level:
@@ -230,11 +247,15 @@ def read(source: str | Path, assignments: Mapping[str, Any] | None = None) -> Re
         return named(text, assignments)
     path = Path(text)
     if not path.is_file():
-        raise InputError(f"recipe file {text!r} does not exist: give a path or a name of the catalogue")
+        raise InputError(
+            f"recipe file {text!r} does not exist: give a path or a name of the catalogue"
+        )
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe file {text!r} is not readable YAML: {_one_line(error)}") from error
+        raise InputError(
+            f"recipe file {text!r} is not readable YAML: {_one_line(error)}"
+        ) from error
     return from_plain(plain).with_fields(assignments or {})
 
 

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from rich.console import Console
 
 from deltatune import planning, run_report
 from deltatune.bridges import progress, session
-from deltatune.comparison.costs import CostMeter
 from deltatune.comparison.environment import environment
 from deltatune.comparison.evaluation import Evaluation, evaluate, is_constant_prediction
 from deltatune.errors import Diverged, InputError, WorkError
@@ -82,7 +82,11 @@ def finetune(
         WorkError: training diverged, stopped, or could not be saved.
     """
     console = console or Console(stderr=True)
-    chosen = recipe.with_fields(assignments or {}) if isinstance(recipe, Recipe) else read(recipe, assignments)
+    chosen = (
+        recipe.with_fields(assignments or {})
+        if isinstance(recipe, Recipe)
+        else read(recipe, assignments)
+    )
     folder = RunFolder(Path(output))
     if folder.path.exists() or resume:
         folder.open(resume=resume)
@@ -100,7 +104,8 @@ def finetune(
         return _train(plan, folder, resume=resume, console=console)
     except OSError as error:
         raise WorkError(
-            f"writing to {str(folder.path)!r} failed: {error.strerror or error}; make room and go on with --resume"
+            f"writing to {str(folder.path)!r} failed: {error.strerror or error}; make room "
+            f"and go on with --resume"
         ) from error
 
 
@@ -125,7 +130,7 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
     with watch, plan.meter:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = _evaluate(plan)
-    costs = {**plan.meter.to_dict(), **plan.costs(trainer.optimizer)}
+    costs = {**plan.meter.to_dict(), **plan.costs(cast("torch.optim.Optimizer", trainer.optimizer))}
     _save(plan, folder)
     costs["adapter_bytes"] = _bytes(folder.adapter)
     return _finish(plan, folder, before, after, costs, console)
@@ -194,9 +199,9 @@ def _check_not_collapsed(plan: Plan, folder: RunFolder, after: Evaluation) -> No
     mean = sum(losses) / len(losses)
     if mean > 0.98 * plan.prior_entropy:
         raise Diverged(
-            f"the run fell to the constant predictor (mean of the last 20 losses {mean:.3f}, best constant "
-            f"{plan.prior_entropy:.3f}; one class for every example): lower optimizer.learning_rate="
-            f"{plan.recipe.optimizer.learning_rate:g}, for example by half"
+            f"the run fell to the constant predictor (mean of the last 20 losses {mean:.3f}, best "
+            f"constant {plan.prior_entropy:.3f}; one class for every example): lower "
+            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by half"
         )
 
 

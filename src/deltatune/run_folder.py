@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from deltatune import files
 from deltatune.errors import InputError
-from deltatune.recipe import Recipe, from_plain, yaml
+from deltatune.recipe import Recipe, from_plain
 
 __all__ = ["RunFolder"]
 
@@ -75,29 +77,36 @@ class RunFolder:
         """Make the folder ready for a run.
 
         Raises:
-            InputError: it holds a finished run, an unfinished one while `resume` is false, something
-                that is no run, or nothing to resume.
+            InputError: it holds a finished run, an unfinished one while `resume` is false,
+                something that is no run, or nothing to resume.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {str(self.path)!r} is a file: give the path of a folder")
         if self.is_finished:
             raise InputError(
-                f"output {str(self.path)!r} holds a finished run: give another folder, or remove this one"
+                f"output {str(self.path)!r} holds a finished run: give another folder, or remove "
+                f"this one"
             )
         begun = self.recipe.is_file()
         if begun and not resume:
             raise InputError(
-                f"output {str(self.path)!r} holds an unfinished run: add --resume to go on with it, "
-                f"or give another folder"
+                f"output {str(self.path)!r} holds an unfinished run: add --resume to go on with "
+                f"it, or give another folder"
             )
         if resume and not begun:
-            raise InputError(f"output {str(self.path)!r} holds no run to resume: leave out --resume")
+            raise InputError(
+                f"output {str(self.path)!r} holds no run to resume: leave out --resume"
+            )
         if not begun and self.path.is_dir() and any(self.path.iterdir()):
-            raise InputError(f"output {str(self.path)!r} is not empty and holds no run: give another folder")
+            raise InputError(
+                f"output {str(self.path)!r} is not empty and holds no run: give another folder"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"output {str(self.path)!r} cannot be made: {error.strerror}") from error
+            raise InputError(
+                f"output {str(self.path)!r} cannot be made: {error.strerror}"
+            ) from error
 
     def begin(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
         """Write what the run is, before it trains; the recipe last, since it marks a begun run."""
@@ -112,7 +121,9 @@ class RunFolder:
         """
         recorded = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         _check_equal(recorded, recipe.to_plain(), "recipe")
-        _check_equal(self.read(self.environment)["inputs"], json.loads(json.dumps(inputs)), "inputs")
+        _check_equal(
+            self.read(self.environment)["inputs"], json.loads(json.dumps(inputs)), "inputs"
+        )
 
     def recorded_recipe(self) -> Recipe:
         """Return the recipe of the run."""
@@ -145,7 +156,9 @@ class RunFolder:
         try:
             value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise InputError(f"{str(self.path)!r} is no run folder: it holds no {path.name}") from error
+            raise InputError(
+                f"{str(self.path)!r} is no run folder: it holds no {path.name}"
+            ) from error
         except ValueError as error:
             raise InputError(f"{str(path)!r} is not readable JSON: {error}") from error
         return value

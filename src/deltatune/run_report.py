@@ -22,7 +22,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 def summary(
     plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder: RunFolder
 ) -> Group:
-    """Return the table that ends a run: before, after, parameters, time, place, what to try next."""
+    """Return the table that ends a run: before, after, parameters, time, place, what next."""
     headline = result["after"]["headline"]
     before, after = result["before"]["metrics"][headline], result["after"]["metrics"][headline]
     total = sum(parameter.numel() for parameter in plan.base.model.parameters())
@@ -39,13 +39,13 @@ def summary(
     return Group(rows, following)
 
 
-def page(
-    plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder: RunFolder
-) -> str:
+def page(plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder: RunFolder) -> str:
     """Return the run's page: self-contained HTML without scripts."""
     console = Console(record=True, width=110, file=io.StringIO())
     console.print(Text(f"deltatune run {folder.path.name}", style="bold"))
-    console.print(f"model {plan.inputs['model']}, data {plan.inputs['data']}, task {plan.inputs['task']}")
+    console.print(
+        f"model {plan.inputs['model']}, data {plan.inputs['data']}, task {plan.inputs['task']}"
+    )
     console.print(summary(plan, result, costs, folder))
     console.print(_scores(result))
     console.print(_losses(folder.read_metrics()))

@@ -26,7 +26,7 @@ class Optimizer:
     """The rule that turns gradients into steps.
 
     Args:
-        name: any optimizer name of transformers (`adamw_torch`, `sgd`, `adafactor`, `adamw_bnb_8bit`, ...).
+        name: any optimizer name of transformers (`adamw_torch`, `sgd`, `adamw_bnb_8bit`, ...).
         learning_rate: of a parameter whose factors are all 1, at the top of the schedule.
         betas: decay rates of Adam's moments.
         epsilon: added to Adam's denominator.
@@ -42,7 +42,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         _positive(learning_rate=self.learning_rate, epsilon=self.epsilon)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay={self.weight_decay} is not allowed: give a number from 0 up")
+            raise InputError(
+                f"weight_decay={self.weight_decay} is not allowed: give a number from 0 up"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas={self.betas} is not allowed: give two numbers in [0, 1)")
 
@@ -89,7 +91,9 @@ class Training:
             raise InputError(f"warmup={self.warmup} is not allowed: give a fraction in [0, 1)")
         for name in ("steps", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} is not allowed: give a number from 0 up")
+                raise InputError(
+                    f"{name}={getattr(self, name)} is not allowed: give a number from 0 up"
+                )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.schedule not in SCHEDULES:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # recipe.py imports this module
 
 __all__ = ["attach", "prepare", "select", "trainer_class"]
 
-# Places are named before the delta goes in; a trainer is met after. The prepared model carries them.
+# Places are named before the delta goes in, a trainer is met after: the model carries them.
 _SITES = "deltatune_sites"
 
 
@@ -39,7 +39,11 @@ def select(recipe: Recipe, model: nn.Module) -> tuple[Sites, Selection, Coverage
 
 
 def prepare(
-    recipe: Recipe, base: nn.Module, *, trained_modules: Sequence[str] = (), task_type: str | None = None
+    recipe: Recipe,
+    base: nn.Module,
+    *,
+    trained_modules: Sequence[str] = (),
+    task_type: str | None = None,
 ) -> nn.Module:
     """Put the recipe's delta into a base model."""
     places, selection, _ = select(recipe, base)
@@ -75,8 +79,12 @@ def attach(recipe: Recipe, trainer: Trainer) -> Trainer:
     """
     places: Any = getattr(trainer.model, _SITES, None)
     if places is None:
-        raise InputError("the trainer's model was not prepared by a recipe: give it recipe.prepare(base)")
-    attach_optimizer(trainer, update=recipe.update, sites=places, **dataclasses.asdict(recipe.optimizer))
+        raise InputError(
+            "the trainer's model was not prepared by a recipe: give it recipe.prepare(base)"
+        )
+    attach_optimizer(
+        trainer, update=recipe.update, sites=places, **dataclasses.asdict(recipe.optimizer)
+    )
     if isinstance(trainer, ObjectiveTrainer):
         trainer.add_callback(DeltaCallback(trainer, update=recipe.update, sites=places))
     elif recipe.update.changes_who_trains:

@@ -90,7 +90,7 @@ class _Adapter:
         model.save_pretrained(folder)  # type: ignore[operator]
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
-        return peft.PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
+        return peft.PeftModel.from_pretrained(base, folder)
 
     def merged(self, model: nn.Module) -> nn.Module:
         plain: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
@@ -132,7 +132,9 @@ class _Peft(_Adapter):
 
     def save_as_lora(self, model: nn.Module, folder: Path) -> None:
         if not isinstance(self.delta, peft.LoraConfig):
-            raise NotMergeable(f"{type(self.delta).__name__} is no LoRA: export with --to peft or --to merged")
+            raise NotMergeable(
+                f"{type(self.delta).__name__} is no LoRA: export with --to peft or --to merged"
+            )
         model.save_pretrained(folder)  # type: ignore[operator]
 
 
@@ -169,7 +171,7 @@ def _adapted(base: nn.Module, config: peft.PeftConfig) -> nn.Module:
     with warnings.catch_warnings():
         # peft 0.21 asks transformers for a property by its old name; the user cannot act on it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        return peft.get_peft_model(base, config)  # type: ignore[arg-type]
+        return peft.get_peft_model(base, config)
 
 
 def _whole_modules(kind: str, injection: Injection) -> list[str]:
@@ -189,7 +191,7 @@ def carrier_of(delta: Any) -> Carrier:
     """Return the carrier of a recipe's delta.
 
     Raises:
-        InputError: `delta` is neither options of a declared delta, nor a `PeftConfig`, nor `InPlace`.
+        InputError: `delta` is no options of a declared delta, no `PeftConfig` and not `InPlace`.
     """
     parts.declaration_of(delta, "deltas")
     return _Ours(delta)

@@ -1,4 +1,4 @@
-"""The plain form of a recipe's delta: of ours, of peft's configurations, and of in-place training."""
+"""The plain form of a recipe's delta: one of ours, one of peft's, or in-place training."""
 
 from __future__ import annotations
 
@@ -91,7 +91,11 @@ def delta_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe's delta."""
     kinds = sorted(kind.value for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
     hosts = [
-        {"properties": {"kind": {"const": "in_place"}}, "required": ["kind"], "additionalProperties": False},
+        {
+            "properties": {"kind": {"const": "in_place"}},
+            "required": ["kind"],
+            "additionalProperties": False,
+        },
         {"properties": {"kind": {"const": "peft"}, "type": {"enum": kinds}}, "required": ["kind"]},
     ]
     return {"oneOf": [*parts.json_schema("deltas")["oneOf"], *hosts]}

@@ -1,4 +1,4 @@
-"""What a run shows and records while it trains: one line on the terminal, one row per step on disk."""
+"""What a run shows and records while it trains: a line on the terminal, a row per step on disk."""
 
 from __future__ import annotations
 
@@ -64,10 +64,9 @@ class Progress(TrainerCallback):
         )
         self._clock, self._tokens = time.perf_counter(), int(state.num_input_tokens_seen)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record a step and move the bar."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
         if "loss" not in logs or self._file is None:
             return
         self._count(int(state.num_input_tokens_seen))
@@ -96,7 +95,9 @@ class Progress(TrainerCallback):
         self.bar.update(self._task, completed=state.global_step, state=text)
         stride = max(state.max_steps // 10, 1)
         if not self.console.is_terminal and state.global_step % stride == 0:
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {text}", highlight=False)
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}  {text}", highlight=False
+            )
 
 
 def _rates(optimizer: Any) -> dict[str, float]:

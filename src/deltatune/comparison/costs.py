@@ -21,7 +21,13 @@ __all__ = ["CostMeter", "count_flops", "optimizer_bytes", "predicted_costs"]
 
 SAMPLE_SECONDS = 0.05
 WARM_UP_STEPS = 3
-STATES_OF = {"adamw": 2, "adam": 2, "adafactor": 1, "sgd": 0, "lion": 1}  # tensors like the parameter
+STATES_OF = {
+    "adamw": 2,
+    "adam": 2,
+    "adafactor": 1,
+    "sgd": 0,
+    "lion": 1,
+}  # tensors like the parameter
 
 
 class CostMeter:
@@ -66,7 +72,9 @@ class CostMeter:
         self._training.clear()
         self._peak_bytes = max(self._peak_bytes, self._now())
         if self.device.type == "cuda":
-            self._peak_bytes = max(self._peak_bytes, int(torch.cuda.max_memory_allocated(self.device)))
+            self._peak_bytes = max(
+                self._peak_bytes, int(torch.cuda.max_memory_allocated(self.device))
+            )
 
     def step_started(self) -> None:
         """Start the clock of an optimizer step."""
@@ -131,7 +139,7 @@ def count_flops(
     counter = FlopCounterMode(display=False)
     try:
         with torch.random.fork_rng(devices=sorted({d.index or 0 for d in devices})), counter:
-            loss(model.train(), inputs).backward()  # type: ignore[no-untyped-call]
+            loss(model.train(), inputs).backward()
     finally:
         model.train(was_training)
         for name, parameter in model.named_parameters():
@@ -199,8 +207,12 @@ def _projection_flops(
         # The first layer that trains needs no gradient of what enters its trained projections.
         reached = site.layer is None or site.layer > lowest
         reached = reached or (site.layer == lowest and site.role not in ("query", "key", "value"))
-        total += _rows(site, tokens, sequences) * 2 * site.out_features * site.in_features * (
-            1 + int(reached) + int(trains)
+        total += (
+            _rows(site, tokens, sequences)
+            * 2
+            * site.out_features
+            * site.in_features
+            * (1 + int(reached) + int(trains))
         )
     return total
 

@@ -18,8 +18,10 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetens
 
 
 def environment() -> dict[str, Any]:
-    """Return what a reader needs to judge or repeat a measurement; no names of users or machines."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    """Return what a reader needs to judge or repeat a measurement, without names of machines."""
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     is_cuda = accelerator is not None and accelerator.type == "cuda"
     return {
         "deltatune": _version("deltatune"),

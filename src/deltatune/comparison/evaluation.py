@@ -85,14 +85,17 @@ def evaluate(
         for start in range(0, number, batch_size):
             chosen = order[start : start + batch_size]
             batch = {
-                key: value.to(device) for key, value in collate([examples[i] for i in chosen]).items()
+                key: value.to(device)
+                for key, value in collate([examples[i] for i in chosen]).items()
             }
             labels = batch.pop("labels")
             logits = model(**batch).logits
             for i, item in zip(chosen, score(logits, labels), strict=True):
                 items[i] = item
     metrics = summarize(items)
-    return Evaluation(split=split, items=tuple(items), metrics=metrics, headline=next(iter(metrics)))
+    return Evaluation(
+        split=split, items=tuple(items), metrics=metrics, headline=next(iter(metrics))
+    )
 
 
 @contextlib.contextmanager
@@ -137,7 +140,9 @@ def _regression_items(logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
 
 def _token_items(logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     items = []
-    for row, wanted in zip(logits[:, :-1], labels[:, 1:], strict=True):  # (seq - 1, vocab), (seq - 1,)
+    for row, wanted in zip(
+        logits[:, :-1], labels[:, 1:], strict=True
+    ):  # (seq - 1, vocab), (seq - 1,)
         supervised = wanted != -100
         losses = F.cross_entropy(row[supervised].float(), wanted[supervised], reduction="sum")
         items.append({"loss": losses.item(), "tokens": int(supervised.sum())})
@@ -180,14 +185,21 @@ def _regression_metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     defined = len(items) > 1 and bool((spread > 0).all())
     # A constant prediction has no correlation; 0 is what chance gives.
     pearson = float(torch.corrcoef(pairs.T)[0, 1]) if defined else 0.0
-    return {"pearson": pearson, "mean_squared_error": sum(item["loss"] for item in items) / len(items)}
+    return {
+        "pearson": pearson,
+        "mean_squared_error": sum(item["loss"] for item in items) / len(items),
+    }
 
 
 def _token_metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     tokens = sum(item["tokens"] for item in items)
     loss = sum(item["loss"] for item in items) / max(tokens, 1)
     # exp overflows a float near 709; such a model is no language model any more.
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "supervised_tokens": float(tokens)}
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "supervised_tokens": float(tokens),
+    }
 
 
 def is_constant_prediction(evaluation: Evaluation) -> bool:

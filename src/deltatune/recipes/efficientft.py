@@ -17,7 +17,8 @@ __all__ = ["efficientft", "efficientft_full", "split_rate"]
 SOURCE = Source(
     authors="Yao et al.",
     year=2025,
-    title="Theoretical Insights into Fine-Tuning Attention Mechanism: Generalization and Optimization",
+    title="Theoretical Insights into Fine-Tuning Attention Mechanism: "
+    "Generalization and Optimization",
     arxiv="2410.02247",
     where="theorems 1 and 2, table 2",
 )
@@ -40,7 +41,7 @@ def efficientft(
     value_learning_rate: float = 1e-3,
     ratio: float = 4.0,
 ) -> Recipe:
-    """Train query and value, freeze key, the value's rate `ratio` times the query's; over any delta.
+    """Train query and value, freeze key, the value at `ratio` times the query's rate, by any delta.
 
     The value's rate decides how a run goes, and the query's hardly matters over two decades (the
     authors' heatmaps), so the value's rate is stated and the query's is derived from it. The ratio
