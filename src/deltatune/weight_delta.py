@@ -6,16 +6,21 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deltatune import weight_delta_file
 from deltatune.checkpoints import open_state
-from deltatune.errors import InputError, NotComposable
+from deltatune.errors import InputError, NotComposable, NotMergeable, unknown_name
 from deltatune.lazy_tensors import Combination, Held, Joined, LazyTensors
 from deltatune.weight_delta_application import add, put, targets_of
 from deltatune.weight_difference import difference
+
+if TYPE_CHECKING:
+    from deltatune.bridges.peft_low_rank_form import LowRankForm
+    from deltatune.sites import Sites
 
 __all__ = ["ChangeRow", "WeightDelta"]
 
@@ -212,6 +217,34 @@ class WeightDelta(Mapping[str, Tensor]):
         if divisor == 0:
             raise InputError("divisor 0 is not allowed: give a finite number")
         return self * (1.0 / divisor)
+
+    def to_peft(self, kind: str = "lora", *, rank: int, sites: Sites) -> LowRankForm:
+        """Return the nearest plain peft adapter; nothing is written and no model touched.
+
+        Exact, up to rounding in float32, where no change has a higher rank.
+
+        Args:
+            kind: of the adapter; `lora` is the one there is.
+            rank: of the factors at most, from 1.
+            sites: of the base (`deltatune.sites.of(model)`).
+
+        Returns:
+            Configuration, tensors, and the relative error of every weight.
+
+        Raises:
+            InputError: an unknown kind, or a rank below 1.
+            NotMergeable: a change that such an adapter cannot hold, as of a norm or a new head.
+        """
+        from deltatune.bridges.peft_low_rank_form import low_rank_form
+
+        if kind != "lora":
+            raise unknown_name("kind of adapter", kind, ["lora"])
+        if self.replaced:
+            raise NotMergeable(
+                f"{next(iter(self.replaced))} is replaced whole, which LoRA cannot hold: "
+                f"convert WeightDelta(dict(delta)) and keep the replaced tensors apart"
+            )
+        return low_rank_form(self, sites, rank=rank)
 
     def add_to_(self, model: nn.Module) -> None:
         """Add the changes to a model in place, in float32 and cast once; put in what is replaced.

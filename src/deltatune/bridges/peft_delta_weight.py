@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,10 @@ def _tuner_of(model: nn.Module, adapter_name: str) -> tuple[Any, str]:
             f"it has no weight delta"
         )
     try:
-        tuner._check_merge_allowed()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # It also warns about tied weights, which are looked at one by one below.
+            warnings.simplefilter("ignore", UserWarning)
+            tuner._check_merge_allowed()  # type: ignore[no-untyped-call]
     except (NotImplementedError, ValueError) as error:
         raise _refused(kind, str(error)) from error
     return tuner, kind
@@ -180,6 +184,8 @@ def _merged(layer: Any, adapter_name: str, kind: str) -> dict[str, Tensor]:
         for module in copied.modules():
             if isinstance(module, BaseTunerLayer) and adapter_name not in module.merged_adapters:
                 module.merge(adapter_names=[adapter_name])
+    except NotMergeable:
+        raise  # ours names the delta and the place already
     except (NotImplementedError, ValueError) as error:
         raise _refused(kind, str(error) or "peft cannot merge it") from error
     return _base_parameters(copied)
