@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from deltatune import weight_delta_file
+from deltatune.change_row import ChangeRow, change_row
 from deltatune.checkpoints import open_state
 from deltatune.errors import InputError, NotComposable, NotMergeable, unknown_name
 from deltatune.lazy_tensors import Combination, Held, Joined, LazyTensors
@@ -22,26 +21,7 @@ if TYPE_CHECKING:
     from deltatune.bridges.peft_low_rank_form import LowRankForm
     from deltatune.sites import Sites
 
-__all__ = ["ChangeRow", "WeightDelta"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChangeRow:
-    """What one weight's change amounts to.
-
-    Args:
-        name: of the base weight.
-        shape: as stored.
-        norm: Frobenius norm.
-        largest: largest absolute entry, 0 if there is none.
-        nonzero: number of entries that are not 0.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    norm: float
-    largest: float
-    nonzero: int
+__all__ = ["WeightDelta"]
 
 
 class WeightDelta(Mapping[str, Tensor]):
@@ -179,7 +159,7 @@ class WeightDelta(Mapping[str, Tensor]):
     def rows(self) -> Iterator[ChangeRow]:
         """Give one row per change for tables, made one at a time."""
         for name in self:
-            yield _row(name, self[name])
+            yield change_row(name, self[name])
 
     def __add__(self, other: object) -> WeightDelta:
         if not isinstance(other, WeightDelta):
@@ -293,13 +273,3 @@ class WeightDelta(Mapping[str, Tensor]):
             yield model
         finally:
             put(originals, targets)
-
-
-def _row(name: str, change: Tensor) -> ChangeRow:
-    return ChangeRow(
-        name=name,
-        shape=tuple(change.shape),
-        norm=float(torch.linalg.vector_norm(change)),
-        largest=float(change.abs().max()) if change.numel() else 0.0,
-        nonzero=int(change.count_nonzero()),
-    )
