@@ -1,11 +1,12 @@
-"""What a run costs: time, memory, states and FLOPs, each predicted where a formula knows it."""
+"""What a run costs, measured: time, memory, states and FLOPs."""
 
 from __future__ import annotations
 
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -13,21 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deltatune.bridges.names import trained_parameters
-from deltatune.sites import Site, Sites
-from deltatune.updates.update import TrainedParameter
+from deltatune.comparison.cost_prediction import predicted_costs
 
 __all__ = ["CostMeter", "count_flops", "optimizer_bytes", "predicted_costs"]
 
 SAMPLE_SECONDS = 0.05
 WARM_UP_STEPS = 3
-STATES_OF = {
-    "adamw": 2,
-    "adam": 2,
-    "adafactor": 1,
-    "sgd": 0,
-    "lion": 1,
-}  # tensors like the parameter
 
 
 class CostMeter:
@@ -78,7 +70,7 @@ class CostMeter:
 
     def step_started(self) -> None:
         """Start the clock of an optimizer step."""
-        self._synchronize()
+        _synchronize(self.device)
         self._began = time.perf_counter()
 
     def step_finished(self, tokens: int, *, padded_tokens: int) -> None:
@@ -88,15 +80,10 @@ class CostMeter:
             tokens: without padding.
             padded_tokens: with padding.
         """
-        self._synchronize()
+        _synchronize(self.device)
         self.steps.append(time.perf_counter() - self._began)
         self.tokens.append(tokens)
         self.padded_tokens.append(padded_tokens)
-
-    def _synchronize(self) -> None:
-        # A kernel that was only queued has cost no time yet.
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, units in their names.
@@ -118,6 +105,12 @@ class CostMeter:
         }
 
 
+def _synchronize(device: torch.device) -> None:
+    # A kernel that was only queued has cost no time yet.
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def count_flops(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
@@ -126,113 +119,59 @@ def count_flops(
     """Count the FLOPs of one forward and backward pass, a multiply-add as 2.
 
     Matrix products, convolutions and attention are counted, elementwise work is not. Weights,
-    random states and gradients are as they were afterwards.
+    buffers, gradients, modes and random states are afterwards as they were.
 
     Args:
         model: the model, which is put into training mode for the pass.
         inputs: of the model.
         loss: from model and inputs to `()`.
     """
-    was_training = model.training
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"]
-    kept = {name: p.grad for name, p in model.named_parameters()}
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.random.fork_rng(devices=sorted({d.index or 0 for d in devices})), counter:
+    parameters = list(model.parameters())
+    devices = {p.device.index or 0 for p in parameters if p.device.type == "cuda"}
+    counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+    with torch.random.fork_rng(devices=sorted(devices)), _as_before(model):
+        for parameter in parameters:
+            parameter.grad = None  # a gradient that is there already would be added to in place
+        with counter:
             loss(model.train(), inputs).backward()
-    finally:
-        model.train(was_training)
-        for name, parameter in model.named_parameters():
-            parameter.grad = kept[name]
     return int(counter.get_total_flops())
 
 
-def predicted_costs(
-    model: nn.Module,
-    sites: Sites,
-    *,
-    sequences: int,
-    sequence_length: int,
-    optimizer: str,
-) -> dict[str, Any]:
-    """Predict the cost of one micro-batch from shapes alone.
-
-    Per token each projection of shape (out, in) costs 2 out in forward, as much again for the
-    gradient of its input where the backward pass reaches it (from the head down to the lowest layer
-    that trains), and as much again for its own gradient if it trains. A small factor of an adapter
-    counts like a projection that trains. Attention costs 4 length width forward and twice that
-    backward.
-
-    Args:
-        model: prepared for training.
-        sites: of its base.
-        sequences: in the micro-batch.
-        sequence_length: in tokens, padding included.
-        optimizer: name; tells how many states a parameter has.
-    """
-    trained = trained_parameters(model, sites)
-    tokens = sequences * sequence_length
-    lowest = min((p.layer for p in trained if p.layer is not None), default=sites.number_of_layers)
-    flops = _projection_flops(sites, trained, tokens, sequences, lowest)
-    flops += _adapter_flops(trained, tokens)
-    flops += _attention_flops(sites, sequences, sequence_length, lowest)
-    scalars = sum(_size(p) for p in trained)
-    states = next((n for name, n in STATES_OF.items() if optimizer.startswith(name)), 2)
-    return {
-        "micro_batch_flops": flops,
-        "optimizer_bytes": 4 * states * scalars,
-        "trained_bytes": 4 * scalars,
-    }
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
 
 
-MATMUL_ROLES = ("query", "key", "value", "output", "gate", "up", "down", "head")
+def _attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    # Scores and weighted values; with grouped heads each query head still has products of its own.
+    batch, heads, length, width = query  # (batch, n_heads, seq, d_head)
+    return 2 * 2 * batch * heads * length * key[-2] * width
 
 
-def _size(parameter: TrainedParameter) -> int:
-    size = 1
-    for n in parameter.shape:
-        size *= n
-    return size
-
-
-def _projection_flops(
-    sites: Sites, trained: list[TrainedParameter], tokens: int, sequences: int, lowest: int
+def _attention_backward(
+    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    whole = {p.canonical for p in trained if p.part_role == "weight" and len(p.shape) == 2}
-    total = 0
-    for site in sites.values():
-        if site.role not in MATMUL_ROLES:
-            continue
-        trains = site.weight in whole
-        # The first layer that trains needs no gradient of what enters its trained projections.
-        reached = site.layer is None or site.layer > lowest
-        reached = reached or (site.layer == lowest and site.role not in ("query", "key", "value"))
-        total += (
-            _rows(site, tokens, sequences)
-            * 2
-            * site.out_features
-            * site.in_features
-            * (1 + int(reached) + int(trains))
-        )
-    return total
+    # Five products against two: the kernel forms the scores again.
+    return _attention(query, key) * 5 // 2
 
 
-def _rows(site: Site, tokens: int, sequences: int) -> int:
-    # A classification head sees one vector per sequence, an output head every token.
-    is_classifier = site.role == "head" and not site.module.endswith("lm_head")
-    return sequences if is_classifier else tokens
-
-
-def _adapter_flops(trained: list[TrainedParameter], tokens: int) -> int:
-    return sum(6 * tokens * _size(p) for p in trained if p.part_role in ("down", "up"))
-
-
-def _attention_flops(sites: Sites, sequences: int, length: int, lowest: int) -> int:
-    total = 0
-    for site in sites.with_roles("query") if any(s.role == "query" for s in sites.values()) else ():
-        passes = 3 if site.layer is None or site.layer >= lowest else 1
-        total += passes * 4 * sequences * length * length * site.out_features
-    return total
+# PyTorch's counter knows the fused attention of GPUs, but gives that of the CPU as 0.
+_UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -31,9 +32,16 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if is_cuda else str(accelerator or "cpu"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _command() -> str:
+    # The home folder bears the user's name, and nothing depends on it.
+    home = str(Path.home())
+    arguments = [argument.replace(home, "~") for argument in sys.argv[1:]]
+    return shlex.join([Path(sys.argv[0]).name, *arguments])
 
 
 def _version(package: str) -> str | None:
