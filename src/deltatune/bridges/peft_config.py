@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from peft import PeftConfig
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import Tensor
 
 from deltatune import parts
@@ -34,7 +35,7 @@ class DeltaConfig(PeftConfig):
     Attributes:
         options: the delta's options.
         places_of: module path -> its places.
-        target_modules: the full module paths, as peft wants them.
+        target_modules: the full module paths, for peft's own tools; `places_of` is what counts.
         entries: site -> chosen single entries, `(k,)` int64. They are tensors of the adapter, so a
             configuration read from a file has none until the adapter's tensors are loaded.
         awaits_entries: whether it still has none, but needs them.
@@ -75,7 +76,8 @@ class DeltaConfig(PeftConfig):
             parts.validated(Place, plain, f"places[{i}]") for i, plain in enumerate(self.places)
         ]
         self.places_of = _by_module(resolved)
-        self.target_modules: Any = set(self.places_of)
+        # For peft's own tools only. It saves all of an embedding or head that is named here.
+        self.target_modules = self.places_of.keys() - set(EMBEDDING_LAYER_NAMES)
         self.entries: Mapping[str, Tensor] = {}
         self.awaits_entries = any(place.number_of_entries is not None for place in resolved)
         implementation = parts.declaration_of(self.options, "deltas").implementation
