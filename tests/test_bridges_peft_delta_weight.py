@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from deltatune import sites
 from deltatune.errors import InputError, NotMergeable
+from deltatune.recipe import named
 from deltatune.weight_delta import WeightDelta
 
 Build = Callable[..., PreTrainedModel]
@@ -97,6 +98,16 @@ def test_base_plus_delta_is_the_merged_model_when_weights_are_stored_transposed(
     # (IA)3 scales the bias too; LoRA lists it with a change of 0.
     assert bool(delta["transformer.h.0.attn.c_attn.bias"].any()) == (kind == "(ia)3")
     assert_base_plus_delta_is_merged(base, model, delta)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_base_plus_delta_is_the_merged_model_for_our_own_peft_type(tiny: Build, name: str) -> None:
+    base = tiny(name, "causal_lm")
+    model: Any = named("efficientft").prepare(copy.deepcopy(base))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05
+    assert_base_plus_delta_is_merged(base, model, WeightDelta.from_peft(model))
 
 
 def test_delta_of_lora_is_its_product_to_full_precision(tiny: Build) -> None:

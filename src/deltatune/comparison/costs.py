@@ -128,7 +128,7 @@ def count_flops(
     """
     parameters = list(model.parameters())
     devices = {p.device.index or 0 for p in parameters if p.device.type == "cuda"}
-    counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with torch.random.fork_rng(devices=sorted(devices)), _as_before(model):
         for parameter in parameters:
             parameter.grad = None  # a gradient that is there already would be added to in place
@@ -167,10 +167,13 @@ def _attention_backward(
     return _attention(query, key) * 5 // 2
 
 
-# PyTorch's counter knows the fused attention of GPUs, but gives that of the CPU as 0.
-_UNCOUNTED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+# PyTorch's counter gives the CPU's fused attention as 0, and that of GPUs in some releases not for
+# grouped heads, so all of them are counted here.
+_KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+_FORMULAS = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{direction}"): formula
+    for kernel in _KERNELS
+    for direction, formula in (("", _attention), ("_backward", _attention_backward))
 }
 
 
