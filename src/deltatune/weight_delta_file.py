@@ -55,9 +55,11 @@ def _header_bytes(name: str) -> int:
 
 def _add(file: TensorFile, name: str, change: Tensor) -> list[int]:
     flat = change.contiguous().reshape(-1)
-    # Compared as bits, so that a negative zero comes back as one.
-    indices = flat.view(torch.int32).nonzero().reshape(-1)
-    if indices.numel() * (8 + 4) < flat.numel() * 4:
+    # Compared as bits, so that a negative zero comes back as one. Counted first, since the indices
+    # of a dense change take twice its memory.
+    bits = flat.view(torch.int32)
+    if int(bits.count_nonzero()) * (8 + 4) < flat.numel() * 4:
+        indices = bits.nonzero().reshape(-1)
         file.add(name + INDICES, indices)
         file.add(name + VALUES, flat[indices])
     else:
