@@ -122,18 +122,17 @@ class LowRankDelta(Delta):
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Apply the thin factors to the activations; the dense change is never formed.
 
-        The factors are cast down and scaled, not the activations up: beside `inputs`, only the
-        narrow `(..., rank)` hidden tensor is kept for the backward.
+        The factors are cast down, not the activations up, and the scale goes to the narrow hidden
+        tensor: beside `inputs`, only `(..., rank)` is kept for the backward.
         """
-        down = self.down.to(inputs.dtype)
-        up = (self.options.scale * self.up).to(inputs.dtype)
+        down, up = self.down.to(inputs.dtype), self.up.to(inputs.dtype)
         if self.training and self.options.dropout > 0:
             hidden: Tensor = _LinearOfDropped.apply(  # type: ignore[no-untyped-call]
                 inputs, down, self.options.dropout
             )
         else:
             hidden = F.linear(inputs, down)  # (..., rank)
-        return F.linear(hidden, up)
+        return F.linear(self.options.scale * hidden, up)
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor]:
         """Return `(scale * up, down)`."""
