@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ def run(output: Path) -> dict[str, Any]:
     """Fine-tune the packaged encoder on docstring matching.
 
     Args:
-        output: folder of the run.
+        output: folder of the run; where it is taken, the next free number is put behind its name.
 
     Returns:
         The run's folder, metrics before and after, and the word-overlap baseline.
 
     Raises:
-        InputError: the encoder's package is not installed, or `output` holds a finished run.
+        InputError: the encoder's package is not installed.
     """
     console = Console(stderr=True)
     console.print("task: does this docstring belong to this function? (Python standard library)")
@@ -35,7 +36,7 @@ def run(output: Path) -> dict[str, Any]:
         MODEL,
         examples,
         "efficientft",
-        output=output,
+        output=_free(output),
         assignments={"training.epochs": 3, "training.max_length": 128},
         columns={"text": "docstring", "second_text": "function", "label": "label"},
         console=console,
@@ -48,3 +49,9 @@ def run(output: Path) -> dict[str, Any]:
         "word_overlap_accuracy": baseline,
         "wall_seconds": finished.costs["wall_seconds"],
     }
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder, or its name with the first number that no folder has."""
+    names = itertools.chain([folder.name], (f"{folder.name}-{i}" for i in itertools.count(2)))
+    return next(place for name in names if not (place := folder.with_name(name)).exists())

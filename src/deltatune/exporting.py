@@ -180,7 +180,7 @@ def _write_lora(trained: _Trained, folder: Path) -> None:
 
 
 def _reload_merged(trained: _Trained, folder: Path) -> nn.Module:
-    return trained.base(folder).model.eval()
+    return trained.base(folder).model  # in evaluation mode already
 
 
 def _reload_adapter(trained: _Trained, folder: Path) -> nn.Module:

@@ -180,6 +180,8 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         seed=recipe.training.seed,
     )
     base = loaded(device=device())
+    if not recipe.training.base_dropout:
+        _without_dropout(base.model)
     meter = costs.CostMeter(device())
     encoded = _encoded(examples, base, recipe, console)
     sites, selection, covered = applying.select(recipe, base.model)
@@ -213,6 +215,12 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     console.print(covered.table())
     console.print(grouping.table(made.groups))
     return made
+
+
+def _without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def _encoded(examples: Examples, base: Base, recipe: Recipe, console: Console) -> Encoded:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from deltatune import parts
-from deltatune.bridges.in_place import merged_state, prepare_in_place
+from deltatune.bridges.in_place import merged_state, prepare_in_place, restore
 from deltatune.bridges.peft_config import delta_config
 from deltatune.bridges.peft_lora import save_as_lora
 from deltatune.errors import NotComposable, NotMergeable
@@ -159,7 +159,7 @@ class _InPlace:
         return base
 
     def merged(self, model: nn.Module) -> nn.Module:
-        return model
+        return restore(model)
 
     def save_as_lora(self, model: nn.Module, folder: Path) -> None:
         raise NotMergeable(

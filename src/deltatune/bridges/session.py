@@ -13,6 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from deltatune.bridges.callback import DeltaCallback
 from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
+from deltatune.bridges.data_order import DataOrder
 from deltatune.bridges.optimizer import attach_optimizer
 from deltatune.bridges.trainer import with_objective
 from deltatune.comparison.costs import CostMeter
@@ -25,7 +26,9 @@ __all__ = ["latest", "session", "step_of"]
 class _Metered(Trainer):
     """A Trainer that tells a cost meter how many tokens each step took."""
 
-    meter: CostMeter
+    data_order: DataOrder
+    tokens_of_step = 0
+    padded_tokens_of_step = 0
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None
@@ -39,8 +42,8 @@ class _Metered(Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
-    tokens_of_step = 0
-    padded_tokens_of_step = 0
+    def _get_train_sampler(self, train_dataset: Any = None) -> DataOrder:
+        return self.data_order
 
 
 class _MeterCallback(TrainerCallback):
@@ -114,6 +117,12 @@ def session(
         data_collator=collate,
         objective=objective,
         callbacks=list(callbacks),
+    )
+    trainer.data_order = DataOrder(
+        [len(ids) for ids in examples["input_ids"]],
+        batch_size=recipe.training.batch_size,
+        seed=recipe.training.seed,
+        groups_by_length=recipe.training.groups_by_length,
     )
     trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
     trainer.add_callback(_MeterCallback(trainer, meter))
