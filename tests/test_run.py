@@ -247,3 +247,19 @@ def test_prepare_and_attach_serve_a_trainer_of_the_user_s_own(tiny, tmp_path):
     trainer.train()
     rates = {group["initial_lr"] for group in trainer.optimizer.param_groups}
     assert rates == {1e-3, 2.5e-4}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("base_dropout", True), ("groups_by_length", False), ("seed", 1)]
+)
+def test_training_option_changes_the_run(tmp_path, option, value):
+    dropout = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+    bert = model_folder(tmp_path / "bert", "bert", "base", **dropout)
+    rows = [{"text": "the cat " * (1 + i % 7), "label": "ab"[i % 2]} for i in range(40)]
+    settings = {"training.steps": 4, "training.batch_size": 4}
+    plain = finetune(bert, rows, output=tmp_path / "plain", assignments=settings)
+    changed = finetune(
+        bert, rows, output=tmp_path / "changed", assignments={**settings, f"training.{option}": value}
+    )
+    assert _losses(plain.folder) != _losses(changed.folder)
+    assert set(plain.before) == set(changed.before)

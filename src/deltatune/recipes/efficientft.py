@@ -38,7 +38,7 @@ def split_rate(ratio: float) -> Ratios:
 @declare("recipes", "efficientft", source=SOURCE)
 def efficientft(
     delta: Any = "low_rank",
-    value_learning_rate: float = 1e-3,
+    value_learning_rate: float = 2e-3,
     ratio: float = 4.0,
 ) -> Recipe:
     """Train query and value, freeze key, the value at `ratio` times the query's rate, by any delta.
