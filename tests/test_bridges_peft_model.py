@@ -152,8 +152,9 @@ def test_embeddings_and_norms_are_refused_by_name():
             peft.get_peft_model(base, delta_config(LowRank(rank=1), places, {weight: Whole()}))
 
 
-def test_modules_that_train_whole_go_with_the_adapter(tmp_path):
-    base = tiny("bert", "sequence_classification")
+@pytest.mark.parametrize(("name", "trained_tensors"), [("bert", 2), ("roberta", 4)])
+def test_modules_that_train_whole_go_with_the_adapter(name, trained_tensors, tmp_path):
+    base = tiny(name, "sequence_classification")
     config = adapters.config_for(
         "low_rank", base, modules_to_save=["classifier"], task_type="SEQ_CLS"
     )
@@ -161,10 +162,10 @@ def test_modules_that_train_whole_go_with_the_adapter(tmp_path):
     trained = {
         name for name, p in model.named_parameters() if p.requires_grad and "classifier" in name
     }
-    assert len(trained) == 2
+    assert len(trained) == trained_tensors
     model.save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(
-        tiny("bert", "sequence_classification"), tmp_path, adapter_name="another"
+        tiny(name, "sequence_classification"), tmp_path, adapter_name="another"
     )
     assert torch.equal(logits_of(loaded), logits_of(model))
     merged = model.merge_and_unload()

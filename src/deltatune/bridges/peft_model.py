@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -78,6 +79,19 @@ class DeltaModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """Put a module into the place of another, also where a head that trained whole comes out.
+
+        peft hands the old module's weight on to the new one, which a head of several layers (that
+        of RoBERTa) does not have; there the new module holds everything already.
+        """
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _check_merge_allowed(self) -> None:
         """Allow tied weights too: a folded weight is a parameter of its own."""
