@@ -49,6 +49,6 @@ def full(learning_rate: float = 5e-5) -> Recipe:
     return Recipe(
         name="full",
         delta=InPlace(),
-        selection=ByRole(roles=PROJECTIONS),
+        selection=ByRole(roles=PROJECTIONS, allow_absent=True),
         optimizer=Optimizer(learning_rate=learning_rate),
     )

@@ -28,6 +28,8 @@ class ByRole:
             empty for all places, also those outside the layers.
         allow_partial: whether it may cover only some places of a role.
         allow_tied: whether it may change a weight that acts in two places.
+        allow_absent: whether a role that the model does not have is passed over, as the gate is in
+            BERT and GPT-2; one of the roles at least must be there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -37,6 +39,7 @@ class ByRole:
     layers: tuple[int, ...] = ()
     allow_partial: bool = False
     allow_tied: bool = False
+    allow_absent: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.roles, str):
@@ -65,7 +68,7 @@ class ByRole:
             InputError: the model has no place of a role, there or at all.
         """
         found = in_layers(sites, sites.with_roles(*self.roles), self.layers)
-        for role in self.roles:
+        for role in () if found and self.allow_absent else self.roles:
             if not any(site.role == role for site in found):
                 present = {site.role for site in in_layers(sites, sites.values(), self.layers)}
                 raise unknown_name(f"in this {sites.model_type} model role", role, present)
