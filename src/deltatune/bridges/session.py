@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deltatune.bridges.optimizer import attach_optimizer
 from deltatune.bridges.trainer import with_objective
 from deltatune.comparison.costs import CostMeter
 from deltatune.recipe import Recipe
+from deltatune.settings import Training
 from deltatune.sites import Sites
 
 __all__ = ["latest", "session", "step_of"]
@@ -71,7 +73,6 @@ def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArg
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
-        max_steps=training.steps or -1,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
         learning_rate=recipe.optimizer.learning_rate,
@@ -94,6 +95,19 @@ def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArg
     )
 
 
+def _bound(training: Training, examples: int, args: TrainingArguments) -> int:
+    """Return the bound on steps for transformers, which forgets the epochs over one; -1 for none.
+
+    Args:
+        training: settings.
+        examples: number of training examples.
+        args: made from the settings, for the number of devices and processes.
+    """
+    batches = math.ceil(examples / (args.train_batch_size * args.world_size))
+    of_epochs = math.ceil(training.epochs * math.ceil(batches / training.accumulation))
+    return training.steps if 0 < training.steps < of_epochs else -1
+
+
 def session(
     model: nn.Module,
     examples: Any,
@@ -110,9 +124,11 @@ def session(
 ) -> Trainer:
     """Put a Trainer together: our loss, our groups, our checkpoints, our clock."""
     trainer_class: Any = with_objective(with_exact_checkpoints(_Metered))
+    args = arguments(recipe, folder, trains_base=trains_base)
+    args.max_steps = _bound(recipe.training, len(examples), args)
     trainer: Any = trainer_class(
         model=model,
-        args=arguments(recipe, folder, trains_base=trains_base),
+        args=args,
         train_dataset=examples,
         data_collator=collate,
         objective=objective,
