@@ -27,14 +27,14 @@ def summary(
     before, after = result["before"]["metrics"][headline], result["after"]["metrics"][headline]
     total = sum(parameter.numel() for parameter in plan.base.model.parameters())
     trained = costs["trainable_parameters"]
-    rows = Table(title=f"{plan.recipe.name}: done", show_header=False)
+    rows = Table(title=Text(f"{plan.recipe.name}: done"), show_header=False)
     rows.add_row(f"{headline} before", f"{before:.4f}  ({result['before']['split']})")
     rows.add_row(f"{headline} after", f"{after:.4f}  ({result['after']['examples']} examples)")
     if "majority_accuracy" in result["after"]["metrics"]:
         rows.add_row("majority class", f"{result['after']['metrics']['majority_accuracy']:.4f}")
     rows.add_row("parameters trained", f"{trained:,} ({100 * trained / total:.2f} %)")
     rows.add_row("training time", f"{costs['wall_seconds']:.1f} s")
-    rows.add_row("result", str(folder.path))
+    rows.add_row("result", Text(str(folder.path)))
     following = Text(f"try next: deltatune export {folder.path} --to merged")
     return Group(rows, following)
 
@@ -43,9 +43,8 @@ def page(plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder
     """Return the run's page: self-contained HTML without scripts."""
     console = Console(record=True, width=110, file=io.StringIO())
     console.print(Text(f"deltatune run {folder.path.name}", style="bold"))
-    console.print(
-        f"model {plan.inputs['model']}, data {plan.inputs['data']}, task {plan.inputs['task']}"
-    )
+    given = (f"{name} {plan.inputs[name]}" for name in ("model", "data", "task"))
+    console.print(", ".join(given), markup=False)
     console.print(summary(plan, result, costs, folder))
     console.print(_scores(result))
     console.print(_losses(folder.read_metrics()))
@@ -54,7 +53,8 @@ def page(plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder
     console.print(plan.encoded.supervision.table())
     console.print(_costs(costs))
     console.print(Text("recipe", style="bold"))
-    console.print(plan.recipe.to_yaml(), highlight=False)
+    # As it is: square brackets in a name would be taken for markup, and vanish.
+    console.print(plan.recipe.to_yaml(), highlight=False, markup=False)
     return console.export_html(inline_styles=True)
 
 

@@ -1,0 +1,28 @@
+"""The page of a finished run."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from deltatune.run import finetune
+from tests.folders import completions, model_folder, rows_file
+
+
+def test_page_shows_the_recipe_to_the_letter(tmp_path: Path) -> None:
+    settings = {
+        "training.steps": 1,
+        "training.max_length": 32,
+        "name": "[red] one",
+    }
+    rows = rows_file(tmp_path / "rows.jsonl", completions())
+    llama = model_folder(tmp_path / "llama")
+    run = finetune(llama, rows, output=tmp_path / "[run]", assignments=settings)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub("<[^>]*>", "", page))
+    # Square brackets are markup to the library that draws the page.
+    assert "name: '[red] one'" in text
+    assert "[red] one: done" in text
+    assert "deltatune run [run]" in text
+    assert "loss before" in text
