@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -212,6 +213,18 @@ def _guarded(place: str, allow_remote_code: bool, load: Callable[..., Any]) -> A
     """Run one load of transformers and turn what it raises into one clear line."""
     try:
         return load(trust_remote_code=allow_remote_code)
+    except SafetensorError as error:
+        raise InputError(
+            f"the weights of model {place!r} are not whole safetensors files ({error}): fetch or "
+            f"save them again"
+        ) from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise InputError(
+            f"the weights of model {place!r} have other shapes than its config.json says: give the "
+            f"config.json that belongs to them"
+        ) from error
     except (ValueError, OSError, KeyError, ImportError) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
