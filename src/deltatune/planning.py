@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,17 +166,10 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     examples = load(
         request.data, columns=request.columns, task=request.task, seed=recipe.training.seed
     )
+    _check_held_out(examples)
     console.print(examples.table())
     carrier = carrier_of(recipe.delta)
-    loaded = functools.partial(
-        load_base,
-        request.model,
-        task=examples.task,
-        label_names=examples.label_names,
-        precision="float32" if carrier.trains_base else recipe.training.precision,
-        allow_remote_code=request.allow_remote_code,
-        seed=recipe.training.seed,
-    )
+    loaded = _loader(request, examples, recipe, trains_base=carrier.trains_base)
     base = loaded(device=device())
     if not recipe.training.base_dropout:
         _without_dropout(base.model)
@@ -193,7 +184,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         task_type=TASK_TYPES[examples.task],
     )
     model = carrier.prepare(base.model, injection)
-    uniform, prior = _constant_losses(encoded)
+    uniform, prior = encoded.constant_losses()
     made = Plan(
         recipe=recipe,
         base=base,
@@ -215,6 +206,31 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     console.print(covered.table())
     console.print(grouping.table(made.groups))
     return made
+
+
+def _check_held_out(examples: Examples) -> None:
+    """Refuse data of which nothing can be held back: a run is scored on what it has not seen."""
+    if not {"test", "validation"} & set(examples.splits):
+        rows = examples.splits["train"].num_rows
+        raise InputError(
+            f"the data has {rows} training rows and no others, too few to hold some back for the "
+            f"evaluation: give more rows, or a validation or test part"
+        )
+
+
+def _loader(
+    request: Request, examples: Examples, recipe: Recipe, *, trains_base: bool
+) -> Callable[..., Base]:
+    """Return what loads the base, every time alike."""
+    return functools.partial(
+        load_base,
+        request.model,
+        task=examples.task,
+        label_names=examples.label_names,
+        precision="float32" if trains_base else recipe.training.precision,
+        allow_remote_code=request.allow_remote_code,
+        seed=recipe.training.seed,
+    )
 
 
 def _without_dropout(model: nn.Module) -> None:
@@ -281,13 +297,3 @@ def _fresh_head(sites: Sites, task: str) -> tuple[str, ...]:
     if task not in FRESH_HEAD_TASKS:
         return ()
     return tuple(dict.fromkeys(site.module.split(".")[0] for site in sites.with_roles("head")))
-
-
-def _constant_losses(encoded: Encoded) -> tuple[float | None, float]:
-    """Return ln C and the entropy of the training labels, both in nats."""
-    if encoded.task != "classification":
-        return None, 0.0
-    counts = Counter(encoded.splits["train"]["labels"])
-    number = sum(counts.values())
-    entropy = -sum(count / number * math.log(count / number) for count in counts.values())
-    return math.log(max(len(encoded.label_names), 2)), entropy

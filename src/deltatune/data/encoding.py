@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +44,20 @@ class Encoded:
     splits: dict[str, datasets.Dataset]
     supervision: Supervision
     label_names: tuple[str, ...]
+
+    def constant_losses(self) -> tuple[float | None, float]:
+        """Return the losses of two constant predictors of a class, in nats.
+
+        Returns:
+            ln C of the one that knows nothing, None without classes; the entropy of the training
+            labels, of the one that knows how frequent each class is, 0 without classes.
+        """
+        if self.task != "classification":
+            return None, 0.0
+        counts = Counter(self.splits["train"]["labels"])
+        number = sum(counts.values())
+        entropy = -sum(count / number * math.log(count / number) for count in counts.values())
+        return math.log(max(len(self.label_names), 2)), entropy
 
 
 def encode(
