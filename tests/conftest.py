@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)
 
+from deltatune import cli  # noqa: E402 - after the number of threads
 from tests import models  # noqa: E402 - found only through the path set above
 
 
@@ -20,3 +22,22 @@ from tests import models  # noqa: E402 - found only through the path set above
 def tiny() -> Callable[..., PreTrainedModel]:
     """The builder `tiny(name, task="base", *, seed=0, attention=None, **overrides)`."""
     return models.tiny
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Run a command line; return exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["deltatune", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

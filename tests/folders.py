@@ -72,3 +72,11 @@ def classifications(number: int = 40) -> list[dict[str, Any]]:
     return [
         {"text": f"the {words[i % 2]} sat on log {i}", "label": words[i % 2]} for i in range(number)
     ]
+
+
+def our_line(error: str) -> str:
+    """Return the one line of ours on standard error; it must be the only one."""
+    lines = [line for line in error.splitlines() if line.startswith("deltatune: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]

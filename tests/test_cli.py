@@ -1,13 +1,11 @@
 """The command line as a user meets it: what it does, and one clear line when something is wrong."""
 
 import json
-import sys
 
 import pytest
 import torch
 
-from deltatune import cli
-from tests.folders import classifications, completions, model_folder, rows_file
+from tests.folders import classifications, completions, model_folder, our_line, rows_file
 
 SHORT = (
     "--set",
@@ -20,23 +18,6 @@ SHORT = (
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command line; return exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deltatune", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def llama(tmp_path):
     return model_folder(tmp_path / "llama")
 
@@ -44,13 +25,6 @@ def llama(tmp_path):
 @pytest.fixture
 def pairs(tmp_path):
     return rows_file(tmp_path / "pairs.jsonl", completions())
-
-
-def _one_line(error):
-    """The last line of standard error, which must be the only one of ours."""
-    lines = [line for line in error.splitlines() if line.startswith("deltatune: ")]
-    assert len(lines) == 1, error
-    return lines[0]
 
 
 def test_train_writes_every_file_of_a_run_and_prints_json(command, llama, pairs, tmp_path):
@@ -72,7 +46,7 @@ def test_train_refuses_a_folder_with_a_finished_run(command, llama, pairs, tmp_p
     assert command(*arguments)[0] == 0
     code, _, err = command(*arguments)
     assert code == 2
-    assert "holds a finished run" in _one_line(err)
+    assert "holds a finished run" in our_line(err)
 
 
 def test_export_to_lora_and_merged_state_their_difference(command, llama, pairs, tmp_path):
@@ -84,7 +58,7 @@ def test_export_to_lora_and_merged_state_their_difference(command, llama, pairs,
         assert json.loads(out)["largest_difference_ratio"] <= 1e-4
     code, _, err = command("export", run, "--to", "merged")
     assert code == 2
-    assert "exists" in _one_line(err)
+    assert "exists" in our_line(err)
 
 
 def test_export_leaves_nothing_when_the_tolerance_is_missed(command, llama, pairs, tmp_path):
@@ -92,7 +66,7 @@ def test_export_leaves_nothing_when_the_tolerance_is_missed(command, llama, pair
     assert command("train", "--model", llama, "--data", pairs, "--output", run, *SHORT)[0] == 0
     code, _, err = command("export", run, "--to", "merged", "--tolerance", "-1")
     assert code == 1
-    assert "is not the trained one" in _one_line(err)
+    assert "is not the trained one" in our_line(err)
     assert not (run / "export-merged").exists()
 
 
@@ -118,7 +92,7 @@ def test_train_names_the_fix_when_an_option_is_wrong(
     folder = tmp_path / "run"
     code, _, err = command("train", "--model", llama, "--data", pairs, "--output", folder, *given)
     assert code == 2
-    assert wanted in _one_line(err)
+    assert wanted in our_line(err)
     assert not folder.exists()
 
 
@@ -145,7 +119,7 @@ def test_train_stops_when_a_target_matches_nothing_or_part(
         f"selection={selection}",
     )
     assert code == 2
-    assert wanted in _one_line(err)
+    assert wanted in our_line(err)
     assert not (tmp_path / "run").exists()
 
 
@@ -154,7 +128,7 @@ def test_train_refuses_a_missing_model_folder_by_its_neighbours(command, llama, 
         "train", "--model", tmp_path / "lama", "--data", pairs, "--output", tmp_path / "run"
     )
     assert code == 2
-    assert "'llama'" in _one_line(err)
+    assert "'llama'" in our_line(err)
 
 
 def test_train_refuses_pickled_weights(command, llama, pairs, tmp_path):
@@ -162,7 +136,7 @@ def test_train_refuses_pickled_weights(command, llama, pairs, tmp_path):
     torch.save({}, llama / "pytorch_model.bin")
     code, _, err = command("train", "--model", llama, "--data", pairs, "--output", tmp_path / "run")
     assert code == 2
-    assert "only pickled weights (pytorch_model.bin)" in _one_line(err)
+    assert "only pickled weights (pytorch_model.bin)" in our_line(err)
 
 
 def test_train_refuses_remote_code(command, llama, pairs, tmp_path):
@@ -172,7 +146,7 @@ def test_train_refuses_remote_code(command, llama, pairs, tmp_path):
     (llama / "code.py").write_text("raise SystemExit('remote code ran')\n")
     code, _, err = command("train", "--model", llama, "--data", pairs, "--output", tmp_path / "run")
     assert code == 2
-    assert "--allow-remote-code" in _one_line(err)
+    assert "--allow-remote-code" in our_line(err)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +162,7 @@ def test_train_names_what_is_wrong_with_the_data(command, llama, tmp_path, conte
     data.write_text(content)
     code, _, err = command("train", "--model", llama, "--data", data, "--output", tmp_path / "run")
     assert code == 2
-    assert wanted in _one_line(err)
+    assert wanted in our_line(err)
     assert not (tmp_path / "run").exists()
 
 
@@ -200,7 +174,7 @@ def test_train_names_a_label_that_only_the_test_split_has(command, tmp_path):
     rows_file(folder / "test.jsonl", [{"text": "a bird", "label": "bird"}, *classifications(4)])
     code, _, err = command("train", "--model", bert, "--data", folder, "--output", tmp_path / "run")
     assert code == 2
-    assert "'bird'" in _one_line(err)
+    assert "'bird'" in our_line(err)
 
 
 def test_resume_refuses_another_recipe_and_a_folder_without_a_run(command, llama, pairs, tmp_path):
@@ -216,7 +190,7 @@ def test_resume_refuses_another_recipe_and_a_folder_without_a_run(command, llama
         *SHORT,
     )
     assert code == 2
-    assert "no run to resume" in _one_line(err)
+    assert "no run to resume" in our_line(err)
 
 
 def test_recipes_lists_the_catalogue_and_shows_one_whole(command):
@@ -241,7 +215,7 @@ def test_recipes_lists_the_catalogue_and_shows_one_whole(command):
 def test_recipes_names_the_nearest_when_the_name_is_misspelt(command):
     code, _, err = command("recipes", "efficient")
     assert code == 2
-    assert "choose one of 'efficientft'" in _one_line(err)
+    assert "choose one of 'efficientft'" in our_line(err)
 
 
 def test_unknown_option_ends_with_two(command):

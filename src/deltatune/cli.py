@@ -16,6 +16,8 @@ from deltatune.errors import DeltatuneError, InputError
 
 __all__ = ["app", "main"]
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
+
 app = typer.Typer(
     name="deltatune",
     help="Fine-tune models by parts that compose: a fine-tuned model is its base plus a delta.",
@@ -190,7 +192,9 @@ def main() -> None:
     except DeltatuneError as error:
         print(f"deltatune: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if isinstance(stopped, SystemExit) and stopped.code != INTERRUPTED:
+            raise
         print(
             "deltatune: interrupted; what was saved can be resumed with --resume", file=sys.stderr
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deltatune.base import Base, load_base
@@ -131,6 +132,17 @@ def export(
     target = Path(output) if output is not None else trained.run.path / f"export-{to}"
     if target.exists():
         raise InputError(f"output {str(target)!r} exists: remove it or give another --output")
+    try:
+        return _written(trained, to, target, tolerance)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(
+            f"writing {str(target)!r} failed; nothing was kept: "
+            f"{getattr(error, 'strerror', None) or error}; make room or give another --output"
+        ) from error
+
+
+def _written(trained: _Trained, to: str, target: Path, tolerance: float) -> Exported:
+    """Write, reload, compare; the folder appears only if all went well."""
     write, reload = _WRITERS[to]
     probe = _probe(trained.base().model)
     wanted = _logits(trained.model(), probe)

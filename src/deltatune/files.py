@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "PARTIAL",
     "TensorFile",
     "open_tensors_atomically",
     "replace_folder_atomically",
@@ -28,6 +29,8 @@ __all__ = [
     "write_json_atomically",
     "write_text_atomically",
 ]
+
+PARTIAL = ".*.partial"  # the names of unfinished files and folders, as a pattern
 
 _DTYPES = {
     torch.float64: "F64",

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from deltatune import planning, run_report
 from deltatune.bridges import progress, session
@@ -98,14 +99,19 @@ def finetune(
         folder.check_same(chosen, plan.inputs)
     else:
         folder.open(resume=False)
-        _check_room(folder.path, plan)
-        folder.begin(chosen, {"inputs": plan.inputs, **environment()})
     try:
+        if not resume:
+            _check_room(folder.path, plan)
+            folder.begin(chosen, {"inputs": plan.inputs, **environment()})
         return _train(plan, folder, resume=resume, console=console)
-    except OSError as error:
+    except InputError:
+        if not resume:
+            folder.discard_if_untrained()
+        raise
+    except (OSError, SafetensorError) as error:
         raise WorkError(
-            f"writing to {str(folder.path)!r} failed: {error.strerror or error}; make room "
-            f"and go on with --resume"
+            f"writing to {str(folder.path)!r} failed: {getattr(error, 'strerror', None) or error}; "
+            f"make room and go on with --resume"
         ) from error
 
 
@@ -130,6 +136,11 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
     with watch, plan.meter:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = _evaluate(plan)
+    for name, value in after.not_finite().items():
+        raise Diverged(
+            f"after the last step the model's {name} on {after.split} is {value}: lower "
+            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by half"
+        )
     costs = {**plan.meter.to_dict(), **plan.costs(cast("torch.optim.Optimizer", trainer.optimizer))}
     _save(plan, folder)
     costs["adapter_bytes"] = _bytes(folder.adapter)
@@ -138,8 +149,6 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
 
 def _save(plan: Plan, folder: RunFolder) -> None:
     """Write the trained delta; a run that was killed while writing the rest finds it there."""
-    if folder.adapter.exists():
-        shutil.rmtree(folder.adapter)
     with replace_folder_atomically(folder.adapter) as temporary:
         plan.carrier.save(plan.model, temporary, plan.reload_base)
 
@@ -169,9 +178,15 @@ def _before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
     if folder.evaluation.is_file():
         recorded: Mapping[str, Any] = folder.read(folder.evaluation)["before"]
         return recorded
-    scores = _evaluate(plan).to_dict()
-    write_json_atomically(folder.evaluation, {"before": scores})
-    return scores
+    scores = _evaluate(plan)
+    for name, value in scores.not_finite().items():
+        raise InputError(
+            f"before training the model's {name} on {scores.split} is {value}: its weights are "
+            f"broken, or too large for training.precision={plan.recipe.training.precision}; check "
+            f"the checkpoint"
+        )
+    write_json_atomically(folder.evaluation, {"before": scores.to_dict()})
+    return scores.to_dict()
 
 
 def _evaluate(plan: Plan) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +108,25 @@ class RunFolder:
             raise InputError(
                 f"output {str(self.path)!r} cannot be made: {error.strerror}"
             ) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise InputError(
+                f"output {str(self.path)!r} may not be written to: give another folder, or change "
+                f"its permissions"
+            )
+        self._remove_partial()
+
+    def discard_if_untrained(self) -> None:
+        """Undo a run that bad input stopped before its first checkpoint: nobody can go on with it.
+
+        `open` has made sure that the folder held nothing before the run.
+        """
+        if not any(self.checkpoints.glob("*")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _remove_partial(self) -> None:
+        """Remove what a process that was killed in the middle of writing has left."""
+        for path in self.path.glob(files.PARTIAL):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def begin(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
         """Write what the run is, before it trains; the recipe last, since it marks a begun run."""

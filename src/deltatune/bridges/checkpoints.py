@@ -97,6 +97,11 @@ class ExactCheckpoints(Trainer):
         checkpoint = _to_resume(resume_from_checkpoint, Path(self.args.output_dir or ""))
         return super().train(checkpoint, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Where steps are bounded, Trainer would take one more from a checkpoint of the last step.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def _parts(self) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
         """Return model, optimizer and schedule as they are now."""
         live: Any = self

@@ -34,6 +34,10 @@ class Evaluation:
     metrics: Mapping[str, float]
     headline: str
 
+    def not_finite(self) -> dict[str, float]:
+        """Return the metrics that are infinite or no number: such a model is broken."""
+        return {name: value for name, value in self.metrics.items() if not math.isfinite(value)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         return {
