@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from deltatune.bridges.quiet import quiet
 from deltatune.errors import InputError, nearest_first
 from deltatune.seeds import seed_for
 
@@ -180,9 +181,8 @@ def _load_weights(
     # The load report of transformers is a table on stderr; what it says is in `new_weights`.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "head"))
             model, report = _guarded(
                 place,
@@ -199,7 +199,6 @@ def _load_weights(
             )
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
     missing = {str(key) for key in report["missing_keys"]}
     replaced = {str(key[0]) for key in report.get("mismatched_keys", ())}
     if task not in ("classification", "regression") and missing:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deltatune.base import Base, load_base
 from deltatune.bridges.carriers import Carrier, carrier_of
+from deltatune.bridges.quiet import quiet
 from deltatune.errors import InputError, WorkError, unknown_name
 from deltatune.files import replace_folder_atomically
 from deltatune.recipe import Recipe
@@ -96,6 +97,7 @@ def _open(folder: str | Path) -> _Trained:
     return _Trained(run=run, recipe=recipe, inputs=inputs, carrier=carrier_of(recipe.delta))
 
 
+@quiet()
 def load(folder: str | Path) -> nn.Module:
     """Load the tuned model of a finished run: its base with the delta on it, in evaluation mode.
 
@@ -105,6 +107,7 @@ def load(folder: str | Path) -> nn.Module:
     return _open(folder).model()
 
 
+@quiet()
 def export(
     folder: str | Path, to: str, *, output: str | Path | None = None, tolerance: float = 1e-4
 ) -> Exported:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from deltatune import planning, run_report
 from deltatune.bridges import progress, session
+from deltatune.bridges.quiet import quiet
 from deltatune.comparison.environment import environment
 from deltatune.comparison.evaluation import Evaluation, evaluate, is_constant_prediction
 from deltatune.errors import Diverged, InputError, WorkError
@@ -48,6 +49,7 @@ class Run:
     costs: Mapping[str, Any]
 
 
+@quiet()
 def finetune(
     model: str | Path,
     data: Any,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from deltatune import parts
 from deltatune.bridges.in_place import merged_state, prepare_in_place, restore
 from deltatune.bridges.peft_config import delta_config
 from deltatune.bridges.peft_lora import save_as_lora
+from deltatune.bridges.quiet import quiet
 from deltatune.errors import NotComposable, NotMergeable
 from deltatune.part import Selection, Whole
 from deltatune.seeds import seed_for
@@ -168,9 +168,7 @@ class _InPlace:
 
 
 def _adapted(base: nn.Module, config: peft.PeftConfig) -> nn.Module:
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers for a property by its old name; the user cannot act on it.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    with quiet():
         return peft.get_peft_model(base, config)
 
 
