@@ -139,6 +139,14 @@ def test_run_in_place_saves_a_delta_that_gives_the_tuned_model_back(llama, pairs
     assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
 
 
+def test_run_in_place_in_bfloat16_keeps_float32_weights(llama, pairs, tmp_path):
+    settings = {**SHORT, "training.precision": "bfloat16"}
+    run = finetune(llama, pairs, "full", output=tmp_path / "run", assignments=settings)
+    assert run.after["loss"] < run.before["loss"]
+    change = load_file(run.folder / "adapter" / "delta.safetensors")
+    assert {tensor.dtype for tensor in change.values()} == {torch.float32}
+
+
 def test_classification_trains_a_fresh_head_and_keeps_label_names(tmp_path):
     bert = model_folder(tmp_path / "bert", "bert", "base")
     data = rows_file(tmp_path / "rows.jsonl", classifications(60))

@@ -81,6 +81,7 @@ def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArg
         max_grad_norm=training.max_gradient_norm,
         seed=training.seed,
         bf16=training.precision == "bfloat16" and trains_base,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is no GPU
         save_strategy="steps" if training.checkpoint_every else "epoch",
         save_steps=training.checkpoint_every or 500,
         save_total_limit=2,
