@@ -140,11 +140,12 @@ def test_run_in_place_saves_a_delta_that_gives_the_tuned_model_back(llama, pairs
 
 
 def test_run_in_place_in_bfloat16_keeps_float32_weights(llama, pairs, tmp_path):
-    settings = {**SHORT, "training.precision": "bfloat16"}
+    settings = {"training.epochs": 2, "training.batch_size": 3, "training.precision": "bfloat16"}
     run = finetune(llama, pairs, "full", output=tmp_path / "run", assignments=settings)
     assert run.after["loss"] < run.before["loss"]
     change = load_file(run.folder / "adapter" / "delta.safetensors")
-    assert {tensor.dtype for tensor in change.values()} == {torch.float32}
+    floats = {tensor.dtype for tensor in change.values() if tensor.is_floating_point()}
+    assert floats == {torch.float32}
 
 
 def test_classification_trains_a_fresh_head_and_keeps_label_names(tmp_path):
