@@ -41,6 +41,17 @@ def test_train_writes_every_file_of_a_run_and_prints_json(command, llama, pairs,
         assert word in err, word
 
 
+def test_train_names_a_long_output_whole_and_quotes_it_in_the_next_command(
+    command, llama, pairs, tmp_path
+):
+    folder = tmp_path / ("a folder " + "with a long name " * 6).strip()
+    arguments = ("train", "--model", llama, "--data", pairs, "--output", folder, *SHORT)
+    code, _, err = command(*arguments)
+    assert code == 0
+    assert f"try next: deltatune export '{folder}' --to merged\n" in err
+    assert "…" not in err[err.index("parameters trained") :]
+
+
 def test_train_refuses_a_folder_with_a_finished_run(command, llama, pairs, tmp_path):
     arguments = ("train", "--model", llama, "--data", pairs, "--output", tmp_path / "run", *SHORT)
     assert command(*arguments)[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,10 @@ def summary(
         rows.add_row("majority class", f"{result['after']['metrics']['majority_accuracy']:.4f}")
     rows.add_row("parameters trained", f"{trained:,} ({100 * trained / total:.2f} %)")
     rows.add_row("training time", f"{costs['wall_seconds']:.1f} s")
-    rows.add_row("result", Text(str(folder.path)))
-    following = Text(f"try next: deltatune export {folder.path} --to merged")
+    rows.add_row("result", Text(str(folder.path), overflow="fold"))
+    # On one line however long it is, so that it can be copied.
+    command = f"try next: deltatune export {shlex.quote(str(folder.path))} --to merged"
+    following = Text(command, no_wrap=True, overflow="ignore")
     return Group(rows, following)
 
 
