@@ -170,7 +170,7 @@ def _finish(
     write_text_atomically(folder.report, run_report.page(plan, result, costs, folder))
     write_json_atomically(folder.evaluation, result)
     folder.remove_checkpoints()
-    console.print(summary)
+    console.print(summary, crop=False)
     _check_not_collapsed(plan, folder, after)
     return Run(folder=folder.path, before=before["metrics"], after=after.metrics, costs=costs)
 

@@ -48,7 +48,7 @@ def page(plan: Plan, result: Mapping[str, Any], costs: Mapping[str, Any], folder
     console.print(Text(f"deltatune run {folder.path.name}", style="bold"))
     given = (f"{name} {plan.inputs[name]}" for name in ("model", "data", "task"))
     console.print(", ".join(given), markup=False)
-    console.print(summary(plan, result, costs, folder))
+    console.print(summary(plan, result, costs, folder), crop=False)
     console.print(_scores(result))
     console.print(_losses(folder.read_metrics()))
     console.print(plan.covered.table())
