@@ -17,6 +17,7 @@ from deltatune.base import Base, load_base
 from deltatune.bridges import applying
 from deltatune.bridges.carriers import Carrier, Injection, carrier_of
 from deltatune.bridges.names import trained_parameters
+from deltatune.causality import check_causal
 from deltatune.comparison import costs
 from deltatune.coverage import Coverage
 from deltatune.data.encoding import Collator, Encoded, encode
@@ -171,6 +172,8 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     carrier = carrier_of(recipe.delta)
     loaded = _loader(request, examples, recipe, trains_base=carrier.trains_base)
     base = loaded(device=device())
+    if TASK_TYPES[examples.task] == "CAUSAL_LM":
+        check_causal(base.model, base.name)
     if not recipe.training.base_dropout:
         _without_dropout(base.model)
     meter = costs.CostMeter(device())
