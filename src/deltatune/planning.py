@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,12 @@ from deltatune.data.showing import show_example
 from deltatune.errors import InputError
 from deltatune.part import Selection
 from deltatune.recipe import Recipe
+from deltatune.request import Request
 from deltatune.sites import Sites
 from deltatune.updates import groups as grouping
 from deltatune.updates.update import Group
 
-__all__ = ["Plan", "Request", "device", "plan"]
+__all__ = ["Plan", "device", "plan"]
 
 TASK_TYPES = {
     "classification": "SEQ_CLS",
@@ -139,25 +139,6 @@ def device() -> torch.device:
     return found or torch.device("cpu")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asks for, beside the recipe.
-
-    Args:
-        model: folder, Hugging Face name, or `package:NAME`.
-        data: anything `deltatune.data.loading.load` takes.
-        columns: column role -> column name; guessed where not given.
-        task: of the data; guessed if not given.
-        allow_remote_code: whether code that comes with the model may run.
-    """
-
-    model: str | Path
-    data: Any
-    columns: Mapping[str, str] | None = None
-    task: str | None = None
-    allow_remote_code: bool = False
-
-
 def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     """Do all that comes before training, and refuse what would go wrong in it.
 
@@ -200,7 +181,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         objective=_objective(recipe, examples.task),
         collate=Collator(base.tokenizer),
         groups=_groups(model, sites, recipe),
-        inputs=_inputs(request, examples),
+        inputs=request.inputs(examples),
         meter=meter,
         constant_loss=uniform,
         prior_entropy=prior,
@@ -261,18 +242,6 @@ def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]
         learning_rate=recipe.optimizer.learning_rate,
         weight_decay=recipe.optimizer.weight_decay,
     )
-
-
-def _inputs(request: Request, examples: Examples) -> dict[str, Any]:
-    return {
-        "model": str(request.model),
-        "data": examples.source,
-        "data_fingerprint": examples.fingerprint,
-        "task": examples.task,
-        "columns": dict(examples.columns),
-        "label_names": list(examples.label_names),
-        "allow_remote_code": request.allow_remote_code,
-    }
 
 
 def _objective(recipe: Recipe, task: str) -> Any:

@@ -1,0 +1,43 @@
+"""What a user asks a run to work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltatune.data.loading import Examples
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for, beside the recipe.
+
+    Args:
+        model: folder, Hugging Face name, or `package:NAME`.
+        data: anything `deltatune.data.loading.load` takes.
+        columns: column role -> column name; guessed where not given.
+        task: of the data; guessed if not given.
+        allow_remote_code: whether code that comes with the model may run.
+    """
+
+    model: str | Path
+    data: Any
+    columns: Mapping[str, str] | None = None
+    task: str | None = None
+    allow_remote_code: bool = False
+
+    def inputs(self, examples: Examples) -> dict[str, Any]:
+        """Return what identifies the run beside its recipe; a resumed run must have the same."""
+        return {
+            "model": str(self.model),
+            "data": examples.source,
+            "data_fingerprint": examples.fingerprint,
+            "task": examples.task,
+            "columns": dict(examples.columns),
+            "label_names": list(examples.label_names),
+            "allow_remote_code": self.allow_remote_code,
+        }
