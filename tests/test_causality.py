@@ -29,9 +29,7 @@ def test_encoder_with_an_output_head_is_refused_in_one_line(
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "is_decoder": False}))
     data = rows_file(tmp_path / "pairs.jsonl", completions())
-    code, _, err = command(
-        "train", "--model", folder, "--data", data, "--output", tmp_path / "run"
-    )
+    code, _, err = command("train", "--model", folder, "--data", data, "--output", tmp_path / "run")
     assert code == 2
     assert "is an encoder" in our_line(err)
     assert not (tmp_path / "run").exists()

@@ -28,7 +28,7 @@ from deltatune.bridges.quiet import quiet
 from deltatune.errors import InputError, nearest_first
 from deltatune.seeds import seed_for
 
-__all__ = ["Base", "load_base", "locate"]
+__all__ = ["Base", "load_base", "locate", "without_dropout"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PACKAGE = "package:"
@@ -271,6 +271,13 @@ def base_record(base: Base) -> dict[str, Any]:
         "architecture": type(base.model).__name__,
         "new_weights": list(base.new_weights),
     }
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to nothing, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def with_model(base: Base, model: PreTrainedModel) -> Base:

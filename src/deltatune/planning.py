@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from deltatune import parts
-from deltatune.base import Base, load_base
+from deltatune.base import Base, load_base, without_dropout
 from deltatune.bridges import applying
 from deltatune.bridges.carriers import Carrier, Injection, carrier_of
 from deltatune.bridges.names import trained_parameters
@@ -156,7 +156,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     if TASK_TYPES[examples.task] == "CAUSAL_LM":
         check_causal(base.model, base.name)
     if not recipe.training.base_dropout:
-        _without_dropout(base.model)
+        without_dropout(base.model)
     meter = costs.CostMeter(device())
     encoded = _encoded(examples, base, recipe, console)
     sites, selection, covered = applying.select(recipe, base.model)
@@ -215,12 +215,6 @@ def _loader(
         allow_remote_code=request.allow_remote_code,
         seed=recipe.training.seed,
     )
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def _encoded(examples: Examples, base: Base, recipe: Recipe, console: Console) -> Encoded:
