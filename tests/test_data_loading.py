@@ -259,6 +259,11 @@ def test_every_class_stays_in_training() -> None:
         assert set(examples.splits["train"]["label"]) == set(range(10))
 
 
+def test_validation_part_is_split_off_where_every_number_occurs_once() -> None:
+    rows = [{"text": f"t{i}", "label": i / 7} for i in range(40)]
+    assert load(rows, task="regression").splits["validation"].num_rows == 4
+
+
 def test_single_row_keeps_no_validation_part_and_says_so() -> None:
     examples = load([{"text": "only one"}])
     assert list(examples.splits) == ["train"]

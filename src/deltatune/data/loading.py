@@ -137,7 +137,8 @@ def _finished(
 ) -> Examples:
     fingerprint = _fingerprint(tables, task, label_names)
     if "validation" not in tables and validation_fraction > 0:
-        tables, note = _with_validation(tables, validation_fraction, seed)
+        classes = task == "classification"
+        tables, note = _with_validation(tables, validation_fraction, seed, keeps_classes=classes)
         notes = (*notes, note)
     separator = "\n" if task == "completion" and _is_broken_line(roles) else ""
     if separator:
@@ -193,13 +194,14 @@ def _fingerprint(tables: Mapping[str, pa.Table], task: str, label_names: Sequenc
 
 
 def _with_validation(
-    tables: Mapping[str, pa.Table], fraction: float, seed: int
+    tables: Mapping[str, pa.Table], fraction: float, seed: int, *, keeps_classes: bool
 ) -> tuple[dict[str, pa.Table], str]:
     train = tables["train"]
     inputs = train.select([role for role in train.column_names if role not in OUTPUT_ROLES])
     keys = [hashlib.sha256(b"%d\x00" % seed + row).digest() for row in _row_bytes(inputs)]
     order = sorted(range(len(keys)), key=lambda row: (keys[row], row))
-    labels = train.column("label").to_pylist() if "label" in train.column_names else [0] * len(keys)
+    # Numbers of a regression are no classes: most occur once, and all rows would stay.
+    labels = train.column("label").to_pylist() if keeps_classes else [0] * len(keys)
     kept = {labels[row]: row for row in order}  # the last of each class: training shows every class
     free = [row for row in order if kept[labels[row]] != row]
     if not free:
