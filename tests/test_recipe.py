@@ -144,3 +144,12 @@ def test_prepare_needs_rows_of_a_fused_weight_to_be_ours(tiny):
     recipe = Recipe(delta=peft.LoraConfig(r=2))
     with pytest.raises(NotComposable, match=r"LORA changes whole weights.*use the delta low_rank"):
         recipe.prepare(tiny("gpt2", "causal_lm"))
+
+
+def test_rank_of_a_peft_lora_above_what_a_weight_can_have_is_refused(tiny):
+    # The value projection of grouped heads is (16, 32).
+    Recipe(delta=peft.LoraConfig(r=16)).prepare(tiny("llama", "causal_lm"))
+    with pytest.raises(
+        InputError, match=r"r=17 is not allowed: .* 1 to 16 = min\(out, in\) of .*v_"
+    ):
+        Recipe(delta=peft.LoraConfig(r=17)).prepare(tiny("llama", "causal_lm"))

@@ -18,7 +18,7 @@ from deltatune.bridges.in_place import merged_state, prepare_in_place, restore
 from deltatune.bridges.peft_config import delta_config
 from deltatune.bridges.peft_lora import save_as_lora
 from deltatune.bridges.quiet import quiet
-from deltatune.errors import NotComposable, NotMergeable
+from deltatune.errors import InputError, NotComposable, NotMergeable
 from deltatune.part import Selection, Whole
 from deltatune.seeds import seed_for
 from deltatune.sites import Sites
@@ -124,6 +124,7 @@ class _Peft(_Adapter):
         config: Any = copy.deepcopy(self.delta)
         config.task_type = injection.task_type
         config.target_modules = _whole_modules(config.peft_type.value, injection)
+        _check_rank(config, injection)
         config.modules_to_save = list(injection.trained_modules) or None
         # peft draws its start values from the global generator; the state outside stays untouched.
         with torch.random.fork_rng(devices=[]):
@@ -182,6 +183,21 @@ def _whole_modules(kind: str, injection: Injection) -> list[str]:
             )
         modules.append(injection.sites.at_weight(weight)[0].module)
     return modules
+
+
+def _check_rank(config: peft.PeftConfig, injection: Injection) -> None:
+    """Refuse a LoRA rank above min(out, in), which peft takes: more would only be redundant."""
+    if config.peft_type is not peft.PeftType.LORA:
+        return
+    rank: int = config.r  # type: ignore[attr-defined]
+    for weight in injection.selection:
+        rows = injection.sites.at_weight(weight)  # several, where the weight is fused
+        largest = min(sum(site.out_features for site in rows), rows[0].in_features)
+        if rank > largest:
+            raise InputError(
+                f"r={rank} is not allowed: give an integer from 1 to {largest} = min(out, in) of "
+                f"{rows[0].module}"
+            )
 
 
 @functools.singledispatch
