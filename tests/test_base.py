@@ -65,3 +65,12 @@ def test_base_folder_of_an_adapter_asks_for_the_base_model(tmp_path: Path) -> No
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="holds an adapter: give the folder of its base model"):
         load_base(tmp_path, task="completion")
+
+
+def test_base_that_cannot_write_text_is_refused_without_a_list_of_all_that_can(
+    tmp_path: Path,
+) -> None:
+    t5 = model_folder(tmp_path / "t5", "t5")
+    with pytest.raises(InputError, match="of a type that transformers has no model for") as caught:
+        load_base(t5, task="completion")
+    assert len(str(caught.value)) < 400

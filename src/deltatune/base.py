@@ -229,6 +229,12 @@ def _guarded(place: str, allow_remote_code: bool, load: Callable[..., Any]) -> A
         ) from error
     except (ValueError, OSError, KeyError, ImportError) as error:
         text = " ".join(str(error).split())
+        if "Unrecognized configuration class" in text:
+            raise InputError(
+                f"model {place!r} is of a type that transformers has no model for this task of: "
+                f"give one that generates text from left to right for prompts, chats and texts, or "
+                f"labelled data"
+            ) from error
         if "trust_remote_code" in text:
             raise InputError(
                 f"model {place!r} comes with code of its own, which is not run: pass "
