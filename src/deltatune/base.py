@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,23 +244,7 @@ def _guarded(place: str, allow_remote_code: bool, load: Callable[..., Any]) -> A
                 f"model {place!r} is neither a folder here nor a model that can be fetched: "
                 f"check the name, or give the path of a folder with config.json"
             ) from error
-        if "for this kind of AutoModel" in text:
-            raise _no_class(place, text) from error
         raise InputError(f"model {place!r} does not load: {_shortened(text)}") from error
-
-
-def _no_class(place: str, text: str) -> InputError:
-    """Say in our words that transformers has no class for a model and a task; it lists them all."""
-    words = re.search(r"(\w+)'> for this kind of AutoModel: (\w+)", text)
-    config, kind = words.groups() if words else ("its configuration", "class of this task")
-    fitting = {
-        "AutoModelForCausalLM": "take a decoder such as Llama or GPT-2, or give data with a label",
-        "AutoModelForSequenceClassification": "take an encoder such as BERT, or a language model",
-    }
-    return InputError(
-        f"model {place!r} cannot learn this task: transformers has no {kind} for {config}: "
-        f"{fitting.get(kind, 'take another model')}"
-    )
 
 
 def _shortened(text: str, limit: int = 300) -> str:
