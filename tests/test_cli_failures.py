@@ -184,3 +184,7 @@ def test_a_run_killed_before_its_last_files_goes_on_without_a_further_step(
     ]
     assert scores[0] == scores[1]
     assert names(tmp_path / "whole") == names(tmp_path / "run")
+    costs = [json.loads((tmp_path / run / "costs.json").read_text()) for run in ("whole", "run")]
+    for figure in ("optimizer_steps", "tokens", "padded_tokens", "optimizer_bytes"):
+        assert costs[0][figure] == costs[1][figure] > 0, figure
+    assert costs[1]["wall_seconds"] > 0

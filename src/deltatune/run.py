@@ -122,7 +122,8 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
     before = _before(plan, folder)
     checkpoint = session.latest(folder.checkpoints) if resume else None
     folder.keep_metrics_until(session.step_of(checkpoint))
-    watch = progress.Progress(console, folder.metrics)
+    plan.meter.continue_from(folder.read_metrics())
+    watch = progress.Progress(console, folder.metrics, plan.meter)
     trainer = session.session(
         plan.model,
         plan.encoded.splits["train"],

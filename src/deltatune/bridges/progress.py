@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
+from deltatune.comparison.costs import CostMeter
+
 __all__ = ["Progress"]
 
 
@@ -22,10 +24,11 @@ class Progress(TrainerCallback):
     Off a terminal it prints about ten plain lines instead of a moving bar.
     """
 
-    def __init__(self, console: Console, metrics: Path) -> None:
-        """Show on `console`, record in `metrics`."""
+    def __init__(self, console: Console, metrics: Path, meter: CostMeter) -> None:
+        """Show on `console`, record in `metrics` what a step gave, and what `meter` saw it cost."""
         self.console = console
         self.metrics = metrics
+        self.meter = meter
         self.bar = Bar(
             TextColumn("training"),
             BarColumn(bar_width=24),
@@ -78,6 +81,7 @@ class Progress(TrainerCallback):
             "gradient_norm": logs.get("grad_norm"),
             "learning_rates": _rates(optimizer),
             "tokens": int(state.num_input_tokens_seen),
+            **self.meter.last_step(),
         }
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()

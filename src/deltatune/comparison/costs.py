@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,11 +85,26 @@ class CostMeter:
         self.tokens.append(tokens)
         self.padded_tokens.append(padded_tokens)
 
+    def last_step(self) -> dict[str, float]:
+        """Return time and tokens of the last step, for a record from which to continue."""
+        return {
+            "seconds": self.steps[-1],
+            "step_tokens": self.tokens[-1],
+            "step_padded_tokens": self.padded_tokens[-1],
+        }
+
+    def continue_from(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count the steps that earlier processes of the same run took, one `last_step` each."""
+        for row in rows:
+            self.steps.append(float(row["seconds"]))
+            self.tokens.append(int(row["step_tokens"]))
+            self.padded_tokens.append(int(row["step_padded_tokens"]))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, units in their names.
 
         The median step leaves out the first `WARM_UP_STEPS` where at least twice as many ran;
-        `wall_seconds` is the sum over all steps of this process.
+        `wall_seconds` is the sum over all steps. The peak of memory is that of this process.
         """
         timed = self.steps[WARM_UP_STEPS:] if len(self.steps) > 2 * WARM_UP_STEPS else self.steps
         wall = sum(self.steps)
