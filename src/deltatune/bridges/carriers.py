@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import peft
 import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from deltatune import parts
@@ -124,12 +125,31 @@ class _Peft(_Adapter):
         config: Any = copy.deepcopy(self.delta)
         config.task_type = injection.task_type
         config.target_modules = _whole_modules(config.peft_type.value, injection)
+        if getattr(config, "feedforward_modules", ()) is None:
+            # peft would take its own list for the architecture, whatever the selection is.
+            config.feedforward_modules = _modules_with_role("down", injection)
         _check_rank(config, injection)
         config.modules_to_save = list(injection.trained_modules) or None
         # peft draws its start values from the global generator; the state outside stays untouched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(injection.seed, "adapter"))
-            return _adapted(base, config)
+            try:
+                return _adapted(base, config)
+            except ValueError as error:
+                raise InputError(
+                    f"peft's {config.peft_type.value} does not fit the selected places: "
+                    f"{' '.join(str(error).split())}"
+                ) from error
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        _unwrap_trained_modules(model)
+        try:
+            return super().merged(model)
+        except (NotImplementedError, ValueError) as error:
+            raise NotMergeable(
+                f"peft cannot fold {type(self.delta).__name__} into its base "
+                f"({' '.join(str(error).split())}): export with --to peft"
+            ) from error
 
     def save_as_lora(self, model: nn.Module, folder: Path) -> None:
         if not isinstance(self.delta, peft.LoraConfig):
@@ -173,6 +193,24 @@ def _adapted(base: nn.Module, config: peft.PeftConfig) -> nn.Module:
         return peft.get_peft_model(base, config)
 
 
+def _unwrap_trained_modules(model: nn.Module) -> None:
+    """Put modules that trained whole back into their places.
+
+    When it folds an adapter in, peft looks for a weight in each of them, which a head of several
+    layers does not have.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            parent, _, name = path.rpartition(".")
+            whole = module.unload_and_optionally_merge_module(True, True, None)
+            setattr(model.get_submodule(parent), name, whole)
+
+
+def _modules_with_role(role: str, injection: Injection) -> list[str]:
+    chosen = (injection.sites.at_weight(weight)[0] for weight in injection.selection)
+    return [site.module for site in chosen if site.role == role]
+
+
 def _whole_modules(kind: str, injection: Injection) -> list[str]:
     modules = []
     for weight, part in injection.selection.items():
@@ -213,7 +251,12 @@ def carrier_of(delta: Any) -> Carrier:
 
 @carrier_of.register
 def _(delta: peft.PeftConfig) -> Carrier:
-    if getattr(delta, "target_modules", None) is not None:
+    if not hasattr(delta, "target_modules"):
+        raise NotComposable(
+            f"the delta {type(delta).__name__} adds to a model's inputs or layers, not to weights "
+            f"that a selection can choose: take one of peft's types that has target_modules"
+        )
+    if delta.target_modules is not None:
         raise NotComposable(
             f"the delta {type(delta).__name__} gives target_modules, and so does the recipe's "
             f"selection: leave target_modules out and choose the places with the selection"
