@@ -9,6 +9,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,16 @@ def test_full_disk_at_the_start_ends_with_one(command: Command, train: tuple[str
         code, _, err = command(*train)
     assert code == 1
     assert "failed: File too large" in our_line(err)
+
+
+def test_too_little_room_is_refused_before_the_start(
+    command: Command, train: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**19))
+    code, _, err = command(*train)
+    assert code == 2
+    assert "has 0 MiB free, and the run writes about 1 MiB" in our_line(err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_full_disk_while_exporting_ends_with_one_and_leaves_nothing(

@@ -231,10 +231,14 @@ def _bytes(folder: Path) -> int:
 def _check_room(folder: Path, plan: Plan) -> None:
     """Refuse to start when what must be written cannot fit.
 
-    A checkpoint holds every trained value and its two moments; two of them are kept, and the
-    result beside them.
+    A checkpoint holds every trained value with its two moments and, as transformers writes it, the
+    model of an in-place run or the adapter. Two are kept, a third is there while it is written, and
+    the result comes beside them.
     """
-    needed = 4 * plan.trainable_parameters * (2 * 3 + 1) + 2**20
+    trained = 4 * plan.trainable_parameters
+    tensors = list(plan.model.parameters()) if plan.trains_base else []
+    model = sum(tensor.numel() * tensor.element_size() for tensor in tensors) or trained
+    needed = 3 * (3 * trained + model) + trained + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
