@@ -33,11 +33,17 @@ class Request:
     def inputs(self, examples: Examples) -> dict[str, Any]:
         """Return what identifies the run beside its recipe; a resumed run must have the same."""
         return {
-            "model": str(self.model),
-            "data": examples.source,
+            "model": _from_anywhere(str(self.model)),
+            "data": _from_anywhere(examples.source),
             "data_fingerprint": examples.fingerprint,
             "task": examples.task,
             "columns": dict(examples.columns),
             "label_names": list(examples.label_names),
             "allow_remote_code": self.allow_remote_code,
         }
+
+
+def _from_anywhere(name: str) -> str:
+    """Return a path so that it can be found from any folder, and any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
