@@ -84,9 +84,21 @@ def test_from_plain_names_the_mistake_and_the_nearest_name(plain, wanted):
         from_plain(plain)
 
 
-def test_recipe_refuses_places_given_twice():
-    with pytest.raises(NotComposable, match="leave target_modules out"):
-        Recipe(delta=peft.LoraConfig(target_modules=["q_proj"]))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_modules", ["q_proj"]),
+        ("exclude_modules", ["q_proj"]),
+        ("layers_to_transform", [0]),
+        ("modules_to_save", ["lm_head"]),
+    ],
+)
+def test_recipe_refuses_places_given_twice(name, value):
+    # Beside the recipe's own places, peft would not look at them.
+    config = peft.LoraConfig()
+    setattr(config, name, value)
+    with pytest.raises(NotComposable, match=f"leave {name} out"):
+        Recipe(delta=config)
 
 
 def test_recipe_refuses_a_delta_that_is_none():

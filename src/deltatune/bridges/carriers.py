@@ -28,6 +28,17 @@ from deltatune.weight_delta import WeightDelta
 __all__ = ["Carrier", "InPlace", "Injection", "carrier_of"]
 
 
+# Options of peft that say where an adapter goes, which in a recipe the selection and the task do.
+PLACES = (
+    "target_modules",
+    "target_parameters",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InPlace:
     """Base weights themselves train; the delta is then a difference of checkpoints."""
@@ -256,11 +267,12 @@ def _(delta: peft.PeftConfig) -> Carrier:
             f"the delta {type(delta).__name__} adds to a model's inputs or layers, not to weights "
             f"that a selection can choose: take one of peft's types that has target_modules"
         )
-    if delta.target_modules is not None:
-        raise NotComposable(
-            f"the delta {type(delta).__name__} gives target_modules, and so does the recipe's "
-            f"selection: leave target_modules out and choose the places with the selection"
-        )
+    for name in PLACES:
+        if getattr(delta, name, None):
+            raise NotComposable(
+                f"the delta {type(delta).__name__} gives {name}, and so does the recipe's "
+                f"selection: leave {name} out and choose the places with the selection"
+            )
     return _Peft(delta)
 
 

@@ -16,7 +16,7 @@ __all__ = ["Delta"]
 _CHANGES: dict[type[Any], str] = {Whole: "whole weights", Entries: "single entries"}
 _FIXES: dict[type[Any], str] = {
     Whole: "use the delta entries, or a sum of both",
-    Entries: 'choose entries, for example with the selection explicit: {"entries": [...]}',
+    Entries: 'choose entries, as selection explicit does with weights={NAME: {"entries": [...]}}',
 }
 
 
