@@ -95,6 +95,7 @@ def test_export_leaves_nothing_when_the_tolerance_is_missed(command, llama, pair
         (("--set", "ratio"), "write --set NAME=VALUE"),
         (("--column", "prompt=promt"), "'prompt'"),
         (("--task", "classifikation"), "'classification'"),
+        (("--set", "objective=sequence_classification"), "the data's task is completion"),
     ],
 )
 def test_train_names_the_fix_when_an_option_is_wrong(

@@ -22,7 +22,7 @@ from deltatune.coverage import Coverage
 from deltatune.data.encoding import Collator, Encoded, encode
 from deltatune.data.loading import Examples, load
 from deltatune.data.showing import show_example
-from deltatune.errors import InputError
+from deltatune.errors import InputError, NotComposable
 from deltatune.part import Selection
 from deltatune.recipe import Recipe
 from deltatune.request import Request
@@ -240,6 +240,7 @@ def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]
 
 def _objective(recipe: Recipe, task: str) -> Any:
     if recipe.objective is not None:
+        _check_task(recipe.objective, task)
         return recipe.objective
     for declared in parts.known("objectives").values():
         if task in declared.options.tasks:
@@ -247,6 +248,18 @@ def _objective(recipe: Recipe, task: str) -> Any:
     raise InputError(
         f"no objective declares the task {task!r} as its own: give the recipe an objective"
     )
+
+
+def _check_task(objective: Any, task: str) -> None:
+    """Refuse an objective on data of another task: it may run, on labels that mean something else.
+
+    One that names no task of its own takes any.
+    """
+    if objective.tasks and task not in objective.tasks:
+        raise NotComposable(
+            f"the objective {type(objective).__name__} is for {' and '.join(objective.tasks)}, the "
+            f"data's task is {task}: leave the objective out, or give the task that is meant"
+        )
 
 
 def _length(recipe: Recipe, base: Base, console: Console) -> int:
