@@ -167,11 +167,21 @@ def _written(trained: _Trained, to: str, target: Path, tolerance: float) -> Expo
 
 
 def _probe(model: nn.Module, sequences: int = 4, length: int = 32) -> Tensor:
-    """Return fixed random token ids, `(sequences, length)`."""
+    """Return fixed random token ids, `(sequences, length)`, as a tokenizer could give them.
+
+    The end token stands at the end and nowhere else: models such as T5 look for it to classify.
+    """
     config: Any = model.config
     length = min(length, getattr(config, "max_position_embeddings", length) or length)
     generator = generator_for(0, "export probe")
-    return torch.randint(0, config.vocab_size, (sequences, length), generator=generator)
+    end = getattr(config, "eos_token_id", None)
+    ends = torch.tensor([end] if isinstance(end, int) else end or [], dtype=torch.int64)
+    ids = torch.arange(config.vocab_size)
+    ids = ids[~torch.isin(ids, ends)]
+    probe = ids[torch.randint(0, ids.numel(), (sequences, length), generator=generator)]
+    if ends.numel():
+        probe[:, -1] = ends[0]
+    return probe
 
 
 def _logits(model: nn.Module, probe: Tensor) -> Tensor:

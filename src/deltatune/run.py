@@ -182,7 +182,13 @@ def _before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
     if folder.evaluation.is_file():
         recorded: Mapping[str, Any] = folder.read(folder.evaluation)["before"]
         return recorded
-    scores = _evaluate(plan)
+    try:
+        scores = _evaluate(plan)
+    except ValueError as error:  # how models of transformers refuse tokens that they cannot take
+        raise InputError(
+            f"model {plan.inputs['model']!r} refuses the examples of {plan.evaluated_split}: "
+            f"{' '.join(str(error).split())}: check that its tokenizer belongs to it"
+        ) from error
     for name, value in scores.not_finite().items():
         raise InputError(
             f"before training the model's {name} on {scores.split} is {value}: its weights are "
