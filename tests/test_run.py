@@ -76,6 +76,15 @@ def test_run_records_each_group_s_rate_with_the_ratio_at_every_step(llama, pairs
         assert len(set(rates.values())) == 2
 
 
+def test_run_records_the_rates_of_the_step_and_not_of_the_next(llama, pairs, tmp_path):
+    settings = {**SETTINGS, "value_learning_rate": 8e-3, "training.warmup": 0.5, "ratio": 4}
+    finetune(llama, pairs, output=tmp_path / "run", assignments=settings)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rates"]["value"] for line in lines]
+    # 23 rows in batches of 3, two to a step, twice: 8 steps, 4 of them warm up from 0.
+    assert rates == pytest.approx([0, 2e-3, 4e-3, 6e-3, 8e-3, 6e-3, 4e-3, 2e-3])
+
+
 def test_run_resumes_to_the_last_bit_when_stopped_in_mid_accumulation(
     llama, pairs, tmp_path, monkeypatch
 ):

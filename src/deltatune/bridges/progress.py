@@ -44,6 +44,7 @@ class Progress(TrainerCallback):
         self._clock = 0.0
         self._tokens = 0
         self._rate = 0.0
+        self._rates: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
         self._file = self.metrics.open("a", encoding="utf-8")
@@ -67,19 +68,22 @@ class Progress(TrainerCallback):
         )
         self._clock, self._tokens = time.perf_counter(), int(state.num_input_tokens_seen)
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the rates of this step: when it is logged, the schedule stands at the next one."""
+        self._rates = _rates(kwargs.get("optimizer"))
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record a step and move the bar."""
         logs: dict[str, float] = kwargs.get("logs") or {}
         if "loss" not in logs or self._file is None:
             return
         self._count(int(state.num_input_tokens_seen))
-        optimizer = kwargs.get("optimizer")
         row = {
             "step": state.global_step,
             "epoch": logs.get("epoch"),
             "loss": logs["loss"],
             "gradient_norm": logs.get("grad_norm"),
-            "learning_rates": _rates(optimizer),
+            "learning_rates": self._rates,
             "tokens": int(state.num_input_tokens_seen),
             **self.meter.last_step(),
         }
