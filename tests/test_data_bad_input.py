@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
-from deltatune.data import sources
 from deltatune.data.loading import load
 from deltatune.errors import InputError
 
@@ -177,7 +177,7 @@ def test_name_that_is_no_file_and_cannot_be_reached_says_both(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(sources.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     assert refusal("reveiws") == (
         "'reveiws' is neither a file or folder here (nearest here: reviews) nor a reachable "
         "Hugging Face data set: https://huggingface.co does not answer"

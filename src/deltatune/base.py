@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from deltatune import hub
 from deltatune.bridges.quiet import quiet
 from deltatune.errors import InputError, nearest_first
 from deltatune.seeds import seed_for
@@ -78,6 +79,7 @@ def locate(name: str | Path) -> str:
     looks_like_path = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1
     if looks_like_path or (path.parent != Path() and path.parent.is_dir()):
         raise InputError(f"model folder {text!r} does not exist{_neighbours(path)}")
+    hub.check_model(text)
     return text
 
 

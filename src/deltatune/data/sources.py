@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import datasets
 import pyarrow as pa
 from huggingface_hub.errors import HfHubHTTPError
 
+from deltatune import hub
 from deltatune.data import reading
 from deltatune.errors import InputError, nearest_first
 
@@ -26,7 +25,6 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?")
-HUB_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +175,8 @@ def _open_hub(name: str, path: Path) -> Source:
         f"{name!r} is neither a file or folder here{hint} nor a reachable Hugging Face data set"
     )
     repository, _, configuration = name.partition(":")
-    if not _is_cached(repository):
-        _check_reachable(repository, refusal)
+    if not _is_cached(repository) and not datasets.config.HF_HUB_OFFLINE:
+        hub.check_reachable(f"datasets/{repository}", refusal)
     try:
         loaded = datasets.load_dataset(repository, configuration or None)
     except (OSError, RuntimeError, ValueError, HfHubHTTPError) as error:
@@ -190,16 +188,3 @@ def _open_hub(name: str, path: Path) -> Source:
 
 def _is_cached(repository: str) -> bool:
     return (Path(datasets.config.HF_DATASETS_CACHE) / repository.replace("/", "___")).is_dir()
-
-
-def _check_reachable(repository: str, refusal: str) -> None:
-    """Knock once, so that a mistyped path does not wait for half a minute of retries."""
-    if datasets.config.HF_HUB_OFFLINE:
-        return
-    address = f"{datasets.config.HF_ENDPOINT}/api/datasets/{repository}"
-    try:
-        urllib.request.urlopen(address, timeout=HUB_TIMEOUT_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # it answers; whether this user may read the data set, the loading will tell
-    except OSError as error:
-        raise InputError(f"{refusal}: {datasets.config.HF_ENDPOINT} does not answer") from error
