@@ -39,6 +39,6 @@ def test_t5_classifies_and_exports_where_texts_end_with_its_end_token(tmp_path: 
 
 def test_tokens_that_the_model_refuses_end_the_run_before_training(tmp_path: Path) -> None:
     model = model_folder(tmp_path / "t5", "t5")  # its tokenizer writes no end token
-    with pytest.raises(InputError, match="refuses the examples of validation: .*<eos> token"):
+    with pytest.raises(InputError, match=r"refuses the examples of validation: .*<eos> token"):
         classify(model, tmp_path)
     assert not (tmp_path / "run").exists()

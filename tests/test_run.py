@@ -276,8 +276,7 @@ def test_training_option_changes_the_run(tmp_path, option, value):
     rows = [{"text": "the cat " * (1 + i % 7), "label": "ab"[i % 2]} for i in range(40)]
     settings = {"training.steps": 4, "training.batch_size": 4}
     plain = finetune(bert, rows, output=tmp_path / "plain", assignments=settings)
-    changed = finetune(
-        bert, rows, output=tmp_path / "changed", assignments={**settings, f"training.{option}": value}
-    )
+    settings = {**settings, f"training.{option}": value}
+    changed = finetune(bert, rows, output=tmp_path / "changed", assignments=settings)
     assert _losses(plain.folder) != _losses(changed.folder)
     assert set(plain.before) == set(changed.before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,9 @@ def locate(name: str | Path) -> str:
     if text.startswith(PACKAGE):
         return str(_package_folder(text.removeprefix(PACKAGE)))
     path = Path(text).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # pathlib fails on what is too long for a name
         raise InputError(f"model {text!r} is a file: give the folder that holds config.json")
-    if path.is_dir():
+    if os.path.isdir(path):
         _check_folder(path, text)
         return str(path)
     looks_like_path = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1

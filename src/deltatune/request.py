@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,4 +47,4 @@ class Request:
 def _from_anywhere(name: str) -> str:
     """Return a path so that it can be found from any folder, and any other name as it is."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if os.path.exists(path) else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,9 +83,9 @@ def _dataset(rows: Any, where: str) -> datasets.Dataset:
 def _open_named(source: str | Path) -> Source:
     path = Path(source).expanduser()
     name = str(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib fails on what is too long for a name
         return _open_folder(path, name)
-    if path.exists():
+    if os.path.exists(path):
         return Source(name=name, splits={"train": datasets.Dataset(reading.read_file(path))})
     if path.suffix.lower() in reading.RUNS_CODE:
         reading.check_readable(path)
