@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import importlib.util
 import os
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +50,14 @@ class Base:
         tokenizer: its own.
         name: what the user gave.
         new_weights: names of parameters that the checkpoint does not hold (a fresh head).
+        fingerprint: tells this checkpoint from others, in whatever precision it was loaded.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     new_weights: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def locate(name: str | Path) -> str:
@@ -159,9 +160,31 @@ def load_base(
     model, new_weights = _load_weights(place, config, task, precision, allow_remote_code, seed)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = _pad_token_id(tokenizer)
+    fingerprint = _fingerprint(model, new_weights)
     if device is not None:
         nn.Module.to(model, device)
-    return Base(model=model.eval(), tokenizer=tokenizer, name=str(name), new_weights=new_weights)
+    return Base(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        name=str(name),
+        new_weights=new_weights,
+        fingerprint=fingerprint,
+    )
+
+
+def _fingerprint(model: nn.Module, new_weights: Sequence[str], samples: int = 1024) -> str:
+    """Return a sha256 over name, shape and evenly spaced values of every stored parameter.
+
+    In bfloat16, to which every precision that a run may load rounds alike.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name not in new_weights:
+            values = parameter.detach().reshape(-1)
+            values = values[:: max(values.numel() // samples, 1)].to(torch.bfloat16)
+            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+            digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -254,24 +277,8 @@ def _shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def base_record(base: Base) -> dict[str, Any]:
-    """Return what identifies the base, for the run folder."""
-    config = json.loads(base.model.config.to_json_string())
-    return {
-        "name": base.name,
-        "model_type": config.get("model_type"),
-        "architecture": type(base.model).__name__,
-        "new_weights": list(base.new_weights),
-    }
-
-
 def without_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to nothing, in place."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-
-
-def with_model(base: Base, model: PreTrainedModel) -> Base:
-    """Return the base with another model object."""
-    return dataclasses.replace(base, model=model)

@@ -67,10 +67,24 @@ class _Trained:
     inputs: Mapping[str, Any]
     carrier: Carrier
 
-    def base(self, place: str | Path | None = None) -> Base:
-        """Load the run's base afresh in float32, or another folder for the same task."""
+    def base(self) -> Base:
+        """Load the run's base afresh in float32.
+
+        Raises:
+            InputError: what lies there now is another model than the one that was trained on.
+        """
+        found = self.loaded(self.inputs["model"])
+        if found.fingerprint != self.inputs["model_fingerprint"]:
+            raise InputError(
+                f"model {self.inputs['model']!r} is not the one that the run was trained on, its "
+                f"weights have changed since: put the old ones back, or train again"
+            )
+        return found
+
+    def loaded(self, place: str | Path) -> Base:
+        """Load a model for the run's task in float32."""
         return load_base(
-            place or self.inputs["model"],
+            place,
             task=self.inputs["task"],
             label_names=self.inputs["label_names"],
             allow_remote_code=self.inputs["allow_remote_code"],
@@ -205,7 +219,7 @@ def _write_lora(trained: _Trained, folder: Path) -> None:
 
 
 def _reload_merged(trained: _Trained, folder: Path) -> nn.Module:
-    return trained.base(folder).model  # in evaluation mode already
+    return trained.loaded(folder).model  # in evaluation mode already
 
 
 def _reload_adapter(trained: _Trained, folder: Path) -> nn.Module:

@@ -181,7 +181,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         objective=_objective(recipe, examples.task),
         collate=Collator(base.tokenizer),
         groups=_groups(model, sites, recipe),
-        inputs=request.inputs(examples),
+        inputs={**request.inputs(examples), "model_fingerprint": base.fingerprint},
         meter=meter,
         constant_loss=uniform,
         prior_entropy=prior,

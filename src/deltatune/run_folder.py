@@ -139,15 +139,21 @@ class RunFolder:
         Raises:
             InputError: the first value of recipe or inputs that differs, with both values.
         """
-        recorded = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        _check_equal(recorded, recipe.to_plain(), "recipe")
+        _check_equal(self._recorded(), recipe.to_plain(), "recipe")
         _check_equal(
             self.read(self.environment)["inputs"], json.loads(json.dumps(inputs)), "inputs"
         )
 
     def recorded_recipe(self) -> Recipe:
         """Return the recipe of the run."""
-        return from_plain(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
+        return from_plain(self._recorded())
+
+    def _recorded(self) -> Any:
+        try:
+            return yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            cause = " ".join(str(error).split())
+            raise InputError(f"{str(self.recipe)!r} is not readable YAML: {cause}") from error
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop the metrics of steps after `step`: a resumed run makes them again."""
