@@ -4,8 +4,16 @@ import json
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
-from tests.folders import classifications, completions, model_folder, our_line, rows_file
+from tests.folders import (
+    classifications,
+    completions,
+    model_folder,
+    our_line,
+    rows_file,
+    tokenizer,
+)
 
 SHORT = (
     "--set",
@@ -141,6 +149,32 @@ def test_train_refuses_a_missing_model_folder_by_its_neighbours(command, llama, 
     )
     assert code == 2
     assert "'llama'" in our_line(err)
+
+
+def test_unknown_architecture_trains_with_the_roles_that_its_refusal_asks_for(
+    command, pairs, tmp_path
+):
+    words = tokenizer()
+    sizes = {"vocab_size": len(words), "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48}
+    config = OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, dropout=0.0)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    words.save_pretrained(tmp_path / "opt")
+    given = ("train", "--model", tmp_path / "opt", "--data", pairs, "--output", tmp_path / "run")
+    code, _, err = command(*given, *SHORT)
+    assert code == 2
+    assert "model.decoder.layers.*.self_attn.q_proj" in our_line(err)
+    roles = (
+        "roles={model.decoder.layers.*.self_attn.q_proj: query, "
+        "model.decoder.layers.*.self_attn.v_proj: value}"
+    )
+    assert command(*given, *SHORT, "--set", roles)[0] == 0
+    assert command("export", tmp_path / "run", "--to", "lora")[0] == 0
+
+
+def test_path_that_the_system_refuses_is_one_line(command, llama, pairs):
+    code, _, err = command("train", "--model", llama, "--data", pairs, "--output", "x" * 300)
+    assert code == 1
+    assert "File name too long: 'xxx" in our_line(err)
 
 
 def test_train_refuses_pickled_weights(command, llama, pairs, tmp_path):

@@ -192,6 +192,9 @@ def main() -> None:
     except DeltatuneError as error:
         print(f"deltatune: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # of a path that was given; writing a run says more itself
+        print(f"deltatune: {error.strerror or error}: {error.filename!r}", file=sys.stderr)
+        raise SystemExit(1) from None
     except (KeyboardInterrupt, SystemExit) as stopped:
         if isinstance(stopped, SystemExit) and stopped.code != INTERRUPTED:
             raise

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deltatune.architectures import known_model_types
 from deltatune.errors import InputError, nearest_first, unknown_name
 from deltatune.part import Columns, Entries, Part, Rows, Selection, Whole
+from deltatune.paths import shape_of_path
 
 __all__ = ["PROJECTIONS", "ROLES", "Site", "Sites", "join", "of", "split"]
 
@@ -135,9 +136,12 @@ class Sites(Mapping[str, Site]):
 
     def _unknown_architecture(self, role: str) -> InputError:
         nearest = ", ".join(nearest_first(self.model_type, known_model_types()))
+        modules = (site.module for site in self.places.values() if site.role == "other")
+        own = ", ".join(dict.fromkeys(shape_of_path(module) for module in modules))
         return InputError(
             f"role {role!r} cannot be found in a model of type {self.model_type!r}: known types "
-            f'are {nearest}; for any other give roles={{"path.of.*.module": {role!r}, ...}}'
+            f"are {nearest}; for any other say in the recipe which module plays it, --set "
+            f'"roles={{MODULE: {role}, ...}}"; this model has {own or "no module to choose"}'
         )
 
 
