@@ -57,12 +57,12 @@ def theirs(model: nn.Module, dropout: float) -> nn.Module:
 
 
 def factors(model: nn.Module, kind: str) -> list[Tensor]:
-    return [weight for name, weight in model.named_parameters() if kind in name]
+    return [p for name, p in model.named_parameters() if kind in name and p.requires_grad]
 
 
 def same_start(mine: nn.Module, other: nn.Module) -> None:
     torch.manual_seed(1)
-    down, up = factors(mine, ".down"), factors(mine, ".up")
+    down, up = factors(mine, "delta.down"), factors(mine, "delta.up")
     for pair in ((down, factors(other, "lora_A")), (up, factors(other, "lora_B"))):
         for left, right in zip(*pair, strict=True):
             with torch.no_grad():
@@ -89,7 +89,7 @@ def step_of(model: nn.Module, ids: Tensor):
 def agreement(mine: nn.Module, other: nn.Module, ids: Tensor) -> dict[str, float]:
     losses = [float(step_of(model, ids)()) for model in (mine, other)]
     cosines = []
-    for kinds in ((".down", "lora_A"), (".up", "lora_B")):
+    for kinds in (("delta.down", "lora_A"), ("delta.up", "lora_B")):
         for left, right in zip(factors(mine, kinds[0]), factors(other, kinds[1]), strict=True):
             cosines.append(
                 float(torch.cosine_similarity(left.grad.ravel(), right.grad.ravel(), dim=0))
