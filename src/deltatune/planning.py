@@ -160,14 +160,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     meter = costs.CostMeter(device())
     encoded = _encoded(examples, base, recipe, console)
     sites, selection, covered = applying.select(recipe, base.model)
-    injection = Injection(
-        sites=sites,
-        selection=selection,
-        trained_modules=_fresh_head(sites, examples.task),
-        seed=recipe.training.seed,
-        task_type=TASK_TYPES[examples.task],
-    )
-    model = carrier.prepare(base.model, injection)
+    model = carrier.prepare(base.model, _injection(sites, selection, recipe, examples.task))
     uniform, prior = encoded.constant_losses()
     made = Plan(
         recipe=recipe,
@@ -190,6 +183,16 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     console.print(covered.table())
     console.print(grouping.table(made.groups))
     return made
+
+
+def _injection(sites: Sites, selection: Selection, recipe: Recipe, task: str) -> Injection:
+    return Injection(
+        sites=sites,
+        selection=selection,
+        trained_modules=_fresh_head(sites, task),
+        seed=recipe.training.seed,
+        task_type=TASK_TYPES[task],
+    )
 
 
 def _check_held_out(examples: Examples) -> None:

@@ -102,10 +102,15 @@ def finetune(
         folder.check_same(chosen, plan.inputs)
     else:
         folder.open(resume=False)
+    return _work(plan, folder, resume=resume, console=console)
+
+
+def _work(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> Run:
+    """Begin or go on; bad input that shows only now leaves nothing behind of a fresh run."""
     try:
         if not resume:
             _check_room(folder.path, plan)
-            folder.begin(chosen, {"inputs": plan.inputs, **environment()})
+            folder.begin(plan.recipe, {"inputs": plan.inputs, **environment()})
         return _train(plan, folder, resume=resume, console=console)
     except InputError:
         if not resume:

@@ -96,6 +96,15 @@ def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArg
     )
 
 
+def _order(training: Training, examples: Any) -> DataOrder:
+    return DataOrder(
+        [len(ids) for ids in examples["input_ids"]],
+        batch_size=training.batch_size,
+        seed=training.seed,
+        groups_by_length=training.groups_by_length,
+    )
+
+
 def _bound(training: Training, examples: int, args: TrainingArguments) -> int:
     """Return the bound on steps for transformers, which forgets the epochs over one; -1 for none.
 
@@ -135,12 +144,7 @@ def session(
         objective=objective,
         callbacks=list(callbacks),
     )
-    trainer.data_order = DataOrder(
-        [len(ids) for ids in examples["input_ids"]],
-        batch_size=recipe.training.batch_size,
-        seed=recipe.training.seed,
-        groups_by_length=recipe.training.groups_by_length,
-    )
+    trainer.data_order = _order(recipe.training, examples)
     trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
     trainer.add_callback(_MeterCallback(trainer, meter))
     attach_optimizer(
