@@ -251,7 +251,7 @@ def test_a_killed_process_resumes_from_its_last_checkpoint(llama, pairs, tmp_pat
 def test_prepare_and_attach_serve_a_trainer_of_the_user_s_own(tiny, tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    recipe = named("efficientft", {"ratio": 4, "delta.rank": 2})
+    recipe = named("efficientft", {"ratio": 4, "value_learning_rate": 1e-3, "delta.rank": 2})
     model = recipe.prepare(tiny("llama", "causal_lm"))
     rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]} for _ in range(8)]
     arguments = TrainingArguments(
