@@ -1,9 +1,9 @@
 """The order of the examples: random, repeatable, and thrifty with padding."""
 
+import torch
+
 from deltatune.bridges.data_order import DataOrder
 from deltatune.seeds import generator_for
-
-import torch
 
 LENGTHS = torch.randint(5, 100, (1003,), generator=generator_for(0, "lengths")).tolist()
 

