@@ -163,6 +163,16 @@ def test_object_without_rows_is_refused(source: Any) -> None:
     assert refusal(source) == "the data holds no rows: give at least one"
 
 
+@pytest.mark.parametrize(
+    ("name", "sign"), [("rows.csv", ";"), ("rows.csv", "\t"), ("rows.tsv", ",")]
+)
+def test_table_with_another_separator_is_not_taken_for_one_column(
+    name: str, sign: str, tmp_path: Path
+) -> None:
+    file = file_with(tmp_path, name, f"text{sign}label\na cat{sign}a\na dog{sign}b\n")
+    assert f"is separated by {sign!r} and not by" in refusal(file)
+
+
 def test_splits_without_train_are_refused() -> None:
     assert "has no split named train; it has test" in refusal({"test": labelled(0, 1)})
 

@@ -241,6 +241,13 @@ def _is_list_of_rows(content: Any) -> bool:
 def _read_separated(path: Path, delimiter: str) -> pa.Table:
     text = _text(path)
     header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    signs = ",;\t|".replace(delimiter, "") if len(header) == 1 else ""
+    other = next((sign for sign in signs if sign in header[0]), None)
+    if other is not None:
+        raise InputError(
+            f"{path} is separated by {other!r} and not by {delimiter!r}: its one column would be "
+            f"{header[0]!r}; save it with {delimiter!r}"
+        )
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise InputError(f"{path} has the column {doubled[0]!r} twice: give each column a name")

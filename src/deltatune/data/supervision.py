@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -162,7 +162,8 @@ class Supervision:
         names = ("class", "examples", "share") if is_labelled else ("role", "tokens", "carry loss")
         for heading in ("split", "examples", "truncated", "longest", *names):
             is_text = heading in ("split", names[0])
-            table.add_column(heading, justify="left" if is_text else "right")
+            justify: Literal["left", "right"] = "left" if is_text else "right"
+            table.add_column(heading, justify=justify, no_wrap=heading == "split")
         for split, counts in self.splits.items():
             head = [split, *(f"{n:,}" for n in (counts.examples, counts.truncated, counts.longest))]
             for row in _class_rows(counts) if is_labelled else _role_rows(counts):
