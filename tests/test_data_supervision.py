@@ -144,6 +144,15 @@ def test_table_shows_roles_with_their_share() -> None:
     assert [cell.strip() for cell in line_with(shown, "prompt")][-2:] == ["3", "0.0 %"]
 
 
+def test_table_of_roles_fits_eighty_columns_with_every_word_whole() -> None:
+    counts = completion_counts(0, 40, longest=1024, truncated=100).splits["train"]
+    splits = {"train": counts, "validation": counts}
+    supervision = Supervision(task="completion", max_length=1024, splits=splits)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(supervision.table())
+    assert "…" not in console.export_text()
+
+
 def test_table_of_a_labelled_task_shows_classes_in_order() -> None:
     rows = [{"text": f"t{n}", "label": label} for n, label in enumerate("bab")]
     shown = printed(supervision_of(rows).table())

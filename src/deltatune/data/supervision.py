@@ -160,7 +160,7 @@ class Supervision:
         title = f"supervision at max_length {self.max_length}"
         table = Table(title=title, title_justify="left")
         names = ("class", "examples", "share") if is_labelled else ("role", "tokens", "carry loss")
-        for heading in ("split", "examples", "truncated", "longest", *names):
+        for heading in ("split", "examples", "cut", "longest", *names):
             is_text = heading in ("split", names[0])
             justify: Literal["left", "right"] = "left" if is_text else "right"
             table.add_column(heading, justify=justify, no_wrap=heading == "split")
