@@ -15,12 +15,13 @@ __all__ = ["check_model", "check_reachable"]
 TIMEOUT_SECONDS = 10.0
 
 
-def check_reachable(place: str, refusal: str) -> None:
+def check_reachable(place: str, refusal: str, fix: str = "") -> None:
     """Knock once, so that a mistyped path does not wait for half a minute of retries.
 
     Args:
         place: `models/NAME` or `datasets/NAME`.
         refusal: how the error's line begins.
+        fix: how it ends.
 
     Raises:
         InputError: the hub does not answer.
@@ -31,7 +32,7 @@ def check_reachable(place: str, refusal: str) -> None:
     except urllib.error.HTTPError:
         return  # it answers; whether this user may read the repository, the loading will tell
     except OSError as error:
-        raise InputError(f"{refusal}: {constants.ENDPOINT} does not answer") from error
+        raise InputError(f"{refusal}: {constants.ENDPOINT} does not answer{fix}") from error
 
 
 def check_model(name: str) -> None:
@@ -51,4 +52,5 @@ def check_model(name: str) -> None:
         check_reachable(
             f"models/{name}",
             f"model {name!r} is neither a folder here nor a model that can be fetched",
+            "; check the name, or give the path of a folder with config.json",
         )

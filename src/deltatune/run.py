@@ -192,7 +192,7 @@ def _before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
     except ValueError as error:  # how models of transformers refuse tokens that they cannot take
         raise InputError(
             f"model {plan.inputs['model']!r} refuses the examples of {plan.evaluated_split}: "
-            f"{' '.join(str(error).split())}: check that its tokenizer belongs to it"
+            f"{' '.join(str(error).split()).rstrip('.')}: check that its tokenizer belongs to it"
         ) from error
     for name, value in scores.not_finite().items():
         raise InputError(
