@@ -35,7 +35,6 @@ def test_run_and_export_say_nothing_of_the_libraries(
         )
         load(tmp_path / "run")
         export(tmp_path / "run", "merged")
-        export(tmp_path / "run", "peft")
     assert [str(warning.message) for warning in warned] == []
     assert capfd.readouterr() == ("", "")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltatune.base import Base, load_base
 from deltatune.bridges.carriers import Carrier, carrier_of
 from deltatune.bridges.quiet import quiet
-from deltatune.errors import InputError, WorkError, unknown_name
+from deltatune.errors import InputError, NotMergeable, WorkError, unknown_name
 from deltatune.files import replace_folder_atomically
 from deltatune.recipe import Recipe
 from deltatune.run_folder import RunFolder
@@ -211,6 +211,11 @@ def _write_merged(trained: _Trained, folder: Path) -> None:
 
 
 def _write_peft(trained: _Trained, folder: Path) -> None:
+    if trained.carrier.trains_base:
+        raise NotMergeable(
+            "in-place training changes the base's own weights and has no adapter that peft could "
+            "load: export with --to merged"
+        )
     trained.carrier.save(trained.model(), folder, lambda: trained.base().model)
 
 
