@@ -76,6 +76,8 @@ def test_efficientft_refuses_a_ratio_that_is_no_rate(ratio):
         ),
         ({"delta": "low_rank", "optimizer": 3}, "optimizer is 3: give a mapping"),
         ({"delta": "low_rank", "training": {"schedule": "liner"}}, "choose one of 'linear'"),
+        ({"delta": "low_rank", "training": {"schedule": "reduce_lr_on_plateau"}}, "'polynomial'"),
+        ({"delta": "low_rank", "optimizer": {"name": "adamw"}}, "choose one of 'adamw_8bit'"),
         ({"delta": "low_rank", "training": {"warmup": 2}}, "give a fraction in"),
     ],
 )

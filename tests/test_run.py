@@ -186,6 +186,37 @@ def test_run_stops_at_once_when_the_loss_is_not_a_number(llama, pairs, tmp_path,
     assert len(_losses(tmp_path / "run")) == 3
 
 
+def test_run_stops_before_a_gradient_that_is_not_a_number_spoils_it(
+    llama, pairs, tmp_path, monkeypatch
+):
+    from deltatune.objectives.next_token import NextToken
+
+    total = NextToken.total
+
+    def broken(self, outputs, batch, *, progress=0.0):
+        loss = total(self, outputs, batch, progress=progress)
+        if progress > 0.3:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    monkeypatch.setattr(NextToken, "total", broken)
+    with pytest.raises(Diverged, match="the gradient of step 4 has the norm nan: lower"):
+        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
+
+
+def test_running_out_of_memory_names_the_batch_size(llama, pairs, tmp_path, monkeypatch):
+    from deltatune.objectives.next_token import NextToken
+
+    def full(self, outputs, batch, *, progress=0.0):
+        if progress > 0.3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return outputs.logits.sum() * 0.001
+
+    monkeypatch.setattr(NextToken, "total", full)
+    with pytest.raises(WorkError, match=r"training\.batch_size=3 and max_length=32: halve"):
+        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
+
+
 def test_run_leaves_nothing_half_written_when_the_disk_is_full(llama, pairs, tmp_path, monkeypatch):
     from deltatune.bridges import carriers
 

@@ -53,14 +53,17 @@ class Interrupted(WorkError):
 
 
 def nearest_first(given: str, known: Iterable[str]) -> list[str]:
-    """Return the known names, those most alike to `given` first, ties in alphabetical order.
+    """Return the known names: what `given` begins, then the most alike, ties in alphabetical order.
 
     >>> nearest_first("rnak", ["alpha", "dropout", "rank"])
     ['rank', 'alpha', 'dropout']
+    >>> nearest_first("adamw", ["grokadamw", "adamw_torch"])
+    ['adamw_torch', 'grokadamw']
     """
     return sorted(
         known,
         key=lambda name: (
+            not name.lower().startswith(given.lower()),
             -difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio(),
             name,
         ),

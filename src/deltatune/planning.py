@@ -88,6 +88,11 @@ class Plan:
         return self.carrier.trains_base
 
     @property
+    def keeps_all_logits(self) -> bool:
+        """Whether a forward pass gives logits of every token: `(batch, seq, vocab)` is large."""
+        return self.encoded.task not in FRESH_HEAD_TASKS
+
+    @property
     def evaluated_split(self) -> str:
         """The split that is scored before and after: test where there is one."""
         return "test" if "test" in self.encoded.splits else "validation"

@@ -116,6 +116,13 @@ def _work(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> R
         if not resume:
             folder.discard_if_untrained()
         raise
+    except torch.OutOfMemoryError as error:
+        training = plan.recipe.training
+        raise WorkError(
+            f"the device ran out of memory at training.batch_size={training.batch_size} "
+            f"and max_length={training.max_length}: halve the batch size and double "
+            f"training.accumulation, in another output folder"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise WorkError(
             f"writing to {str(folder.path)!r} failed: {getattr(error, 'strerror', None) or error}; "
@@ -211,7 +218,7 @@ def _evaluate(plan: Plan) -> Evaluation:
         plan.collate,
         task=plan.encoded.task,
         split=plan.evaluated_split,
-        batch_size=4 * plan.recipe.training.batch_size,
+        batch_size=plan.recipe.training.batch_size * (1 if plan.keeps_all_logits else 4),
         at_most=EVALUATED_AT_MOST,
         autocast=plan.recipe.training.precision == "bfloat16",
     )

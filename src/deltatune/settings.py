@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from deltatune.errors import InputError, unknown_name
 
-__all__ = ["PRECISIONS", "SCHEDULES", "Optimizer", "Training"]
+__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Optimizer", "Training"]
 
 PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = tuple(member.value for member in SchedulerType)
+# Those of transformers that need no settings of their own.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+OPTIMIZERS = tuple(member.value for member in OptimizerNames)
 
 
 def _positive(**values: float) -> None:
@@ -40,6 +50,8 @@ class Optimizer:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise unknown_name("name", self.name, OPTIMIZERS)
         _positive(learning_rate=self.learning_rate, epsilon=self.epsilon)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise InputError(
@@ -59,7 +71,7 @@ class Training:
         batch_size: examples per micro-batch and device.
         accumulation: micro-batches per optimizer step.
         max_length: tokens per example at most; longer ones are cut and counted.
-        schedule: any learning-rate schedule name of transformers.
+        schedule: of the learning rate, one of `SCHEDULES`, as transformers names them.
         warmup: fraction of all steps with a rising rate, in [0, 1).
         max_gradient_norm: gradients are scaled down to this norm.
         precision: `float32` or `bfloat16`, of the forward and backward passes.

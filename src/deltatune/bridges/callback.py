@@ -97,6 +97,7 @@ class DeltaCallback(TrainerCallback):
         step = state.global_step + 1
         if not math.isfinite(loss):
             raise Diverged(f"the loss of step {step} is {loss}: {self._advice()}")
+        self._check_gradient(step)
         self._losses.append(loss)
         self._steps += 1
         self._check_above_constant(step)
@@ -126,6 +127,16 @@ class DeltaCallback(TrainerCallback):
                 f"{state.global_step} of {state.max_steps}; the checkpoint is saved: go on with "
                 f"--resume"
             )
+
+    def _check_gradient(self, step: int) -> None:
+        # A loss can be finite where its gradient is not; the step would spoil every weight. Under a
+        # scaler (float16) such steps are usual, and skipped by it.
+        if getattr(self.trainer.accelerator, "scaler", None) is not None:
+            return
+        gradients = [p.grad for p in self._model().parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradient of step {step} has the norm {norm}: {self._advice()}")
 
     def _model(self) -> torch.nn.Module:
         live: Any = self.trainer

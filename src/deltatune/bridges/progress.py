@@ -41,7 +41,8 @@ class Progress(TrainerCallback):
         )
         self._file: TextIO | None = None
         self._task: Any = None
-        self._clock = 0.0
+        self._clock = self._began = 0.0
+        self._first_step = 0
         self._tokens = 0
         self._rate = 0.0
         self._rates: dict[str, float] = {}
@@ -67,6 +68,7 @@ class Progress(TrainerCallback):
             "training", total=state.max_steps, completed=state.global_step, state=""
         )
         self._clock, self._tokens = time.perf_counter(), int(state.num_input_tokens_seen)
+        self._began, self._first_step = self._clock, state.global_step
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the rates of this step: when it is logged, the schedule stands at the next one."""
@@ -103,9 +105,16 @@ class Progress(TrainerCallback):
         self.bar.update(self._task, completed=state.global_step, state=text)
         stride = max(state.max_steps // 10, 1)
         if not self.console.is_terminal and state.global_step % stride == 0:
+            left = self._seconds_left(state.global_step, state.max_steps)
             self.console.print(
-                f"step {state.global_step}/{state.max_steps}  {text}", highlight=False
+                f"step {state.global_step}/{state.max_steps}  {text}  {left:.0f} s left",
+                highlight=False,
             )
+
+    def _seconds_left(self, step: int, steps: int) -> float:
+        """Estimate by the mean step of this process."""
+        done = step - self._first_step
+        return (time.perf_counter() - self._began) / max(done, 1) * (steps - step)
 
 
 def _rates(optimizer: Any) -> dict[str, float]:
