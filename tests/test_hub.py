@@ -26,7 +26,9 @@ def knocks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_model_name_is_asked_for_once_when_the_hub_does_not_answer(knocks: list[str]) -> None:
-    with pytest.raises(InputError, match=r"a model that can be fetched: https://.* not answer; check"):
+    with pytest.raises(
+        InputError, match=r"a model that can be fetched: https://.* not answer; check"
+    ):
         locate("nobody/nothing")
     assert [address.rpartition("/api/")[2] for address in knocks] == ["models/nobody/nothing"]
 
