@@ -15,13 +15,25 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)
 
 from deltatune import cli  # noqa: E402 - after the number of threads
-from tests import models  # noqa: E402 - found only through the path set above
+from tests import folders, models  # noqa: E402 - found only through the path set above
 
 
 @pytest.fixture
 def tiny() -> Callable[..., PreTrainedModel]:
     """The builder `tiny(name, task="base", *, seed=0, attention=None, **overrides)`."""
     return models.tiny
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A folder with a tiny random Llama."""
+    return folders.model_folder(tmp_path / "llama")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A file with 25 prompts and completions."""
+    return folders.rows_file(tmp_path / "pairs.jsonl", folders.completions(25))
 
 
 @pytest.fixture

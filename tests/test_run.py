@@ -1,11 +1,6 @@
-"""The main job: what it writes, and what it does when something breaks in the middle."""
+"""The main job: what it trains and what it writes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,53 +8,22 @@ import torch
 from safetensors.torch import load_file
 
 import deltatune
-from deltatune.errors import Diverged, InputError, Interrupted, WorkError
 from deltatune.recipe import named
 from deltatune.run import finetune
-from tests.folders import classifications, completions, model_folder, rows_file
-
-SETTINGS = {
-    "training.epochs": 2,
-    "training.batch_size": 3,
-    "training.accumulation": 2,
-    "training.max_length": 32,
-    "training.checkpoint_every": 1,
-    "delta.rank": 2,
-    "delta.dropout": 0.1,
-}
-
-
-@pytest.fixture
-def llama(tmp_path):
-    return model_folder(tmp_path / "llama")
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    return rows_file(tmp_path / "pairs.jsonl", completions(25))
-
-
-def _adapter(folder):
-    return load_file(Path(folder) / "adapter" / "adapter_model.safetensors")
-
-
-def _losses(folder):
-    return [
-        json.loads(line)["loss"]
-        for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    ]
+from tests.folders import classifications, model_folder, rows_file
+from tests.runs import SETTINGS, adapter_of, losses_of
 
 
 def test_run_trains_query_and_value_only_and_leaves_the_base_alone(llama, pairs, tmp_path):
     before = (llama / "model.safetensors").read_bytes()
     run = finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
     assert (llama / "model.safetensors").read_bytes() == before
-    names = set(_adapter(tmp_path / "run"))
+    names = set(adapter_of(tmp_path / "run"))
     assert names
     assert all("q_proj" in name or "v_proj" in name for name in names)
     assert run.after["loss"] < run.before["loss"]
     assert run.costs["trainable_parameters"] == sum(
-        t.numel() for t in _adapter(run.folder).values()
+        t.numel() for t in adapter_of(run.folder).values()
     )
 
 
@@ -83,55 +47,6 @@ def test_run_records_the_rates_of_the_step_and_not_of_the_next(llama, pairs, tmp
     rates = [json.loads(line)["learning_rates"]["value"] for line in lines]
     # 23 rows in batches of 3, two to a step, twice: 8 steps, 4 of them warm up from 0.
     assert rates == pytest.approx([0, 2e-3, 4e-3, 6e-3, 8e-3, 6e-3, 4e-3, 2e-3])
-
-
-def test_run_resumes_to_the_last_bit_when_stopped_in_mid_accumulation(
-    llama, pairs, tmp_path, monkeypatch
-):
-    whole = finetune(llama, pairs, output=tmp_path / "whole", assignments=SETTINGS)
-    from deltatune.bridges.progress import Progress
-
-    def stop(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Progress, "on_substep_end", stop, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    monkeypatch.undo()
-    again = finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS, resume=True)
-    wanted, given = _adapter(whole.folder), _adapter(again.folder)
-    assert wanted.keys() == given.keys()
-    assert all(torch.equal(wanted[name], given[name]) for name in wanted)
-    assert _losses(whole.folder) == _losses(again.folder)
-    assert again.after == whole.after
-
-
-def test_run_resumes_only_with_what_it_began_with(llama, pairs, tmp_path, monkeypatch):
-    from deltatune.bridges.progress import Progress
-
-    def stop(self, args, state, control, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Progress, "on_step_end", stop, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    monkeypatch.undo()
-    with pytest.raises(InputError, match="holds an unfinished run: add --resume"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    with pytest.raises(
-        InputError, match=r"recipe\.delta\.rank was 2 when the run began and is 4 now"
-    ):
-        finetune(
-            llama,
-            pairs,
-            output=tmp_path / "run",
-            assignments={**SETTINGS, "delta.rank": 4},
-            resume=True,
-        )
-    rows_file(pairs, completions(26))
-    with pytest.raises(InputError, match=r"inputs\.data_fingerprint was"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS, resume=True)
 
 
 def test_run_in_place_saves_a_delta_that_gives_the_tuned_model_back(llama, pairs, tmp_path):
@@ -169,116 +84,6 @@ def test_classification_trains_a_fresh_head_and_keeps_label_names(tmp_path):
     assert json.loads((merged / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
 
 
-def test_run_stops_at_once_when_the_loss_is_not_a_number(llama, pairs, tmp_path, monkeypatch):
-    from deltatune.objectives.next_token import NextToken
-
-    total = NextToken.total
-
-    def broken(self, outputs, batch, *, progress=0.0):
-        return total(self, outputs, batch, progress=progress) * (
-            float("nan") if progress > 0.3 else 1.0
-        )
-
-    monkeypatch.setattr(NextToken, "total", broken)
-    with pytest.raises(Diverged, match="the loss of step 4 is nan: lower the value learning rate"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    assert not (tmp_path / "run" / "adapter").exists()
-    assert len(_losses(tmp_path / "run")) == 3
-
-
-def test_run_stops_before_a_gradient_that_is_not_a_number_spoils_it(
-    llama, pairs, tmp_path, monkeypatch
-):
-    from deltatune.objectives.next_token import NextToken
-
-    total = NextToken.total
-
-    def broken(self, outputs, batch, *, progress=0.0):
-        loss = total(self, outputs, batch, progress=progress)
-        if progress > 0.3:
-            loss.register_hook(lambda gradient: gradient * float("nan"))
-        return loss
-
-    monkeypatch.setattr(NextToken, "total", broken)
-    with pytest.raises(Diverged, match="the gradient of step 4 has the norm nan: lower"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-
-
-def test_running_out_of_memory_names_the_batch_size(llama, pairs, tmp_path, monkeypatch):
-    from deltatune.objectives.next_token import NextToken
-
-    def full(self, outputs, batch, *, progress=0.0):
-        if progress > 0.3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return outputs.logits.sum() * 0.001
-
-    monkeypatch.setattr(NextToken, "total", full)
-    with pytest.raises(WorkError, match=r"training\.batch_size=3 and max_length=32: halve"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-
-
-def test_run_leaves_nothing_half_written_when_the_disk_is_full(llama, pairs, tmp_path, monkeypatch):
-    from deltatune.bridges import carriers
-
-    def full(self, model, folder, reload_base):
-        (folder / "adapter_model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(carriers._Adapter, "save", full)
-    with pytest.raises(WorkError, match=r"No space left on device.*--resume"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    assert not (tmp_path / "run" / "adapter").exists()
-    monkeypatch.undo()
-    assert finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS, resume=True).after
-
-
-def test_sigterm_saves_the_step_and_the_run_goes_on_later(llama, pairs, tmp_path, monkeypatch):
-    whole = finetune(llama, pairs, output=tmp_path / "whole", assignments=SETTINGS)
-    from deltatune.bridges.progress import Progress
-
-    def terminate(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Progress, "on_substep_end", terminate, raising=False)
-    with pytest.raises(Interrupted, match="--resume"):
-        finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS)
-    monkeypatch.undo()
-    assert len(_losses(tmp_path / "run")) == 3
-    again = finetune(llama, pairs, output=tmp_path / "run", assignments=SETTINGS, resume=True)
-    wanted, given = _adapter(whole.folder), _adapter(again.folder)
-    assert all(torch.equal(wanted[name], given[name]) for name in wanted)
-
-
-def test_a_killed_process_resumes_from_its_last_checkpoint(llama, pairs, tmp_path):
-    folder = tmp_path / "run"
-    fields = [f"--set={key}={value}" for key, value in {**SETTINGS, "training.epochs": 40}.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "deltatune.cli",
-        "train",
-        f"--model={llama}",
-        f"--data={pairs}",
-    ]
-    command += [f"--output={folder}", *fields]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(folder.glob("checkpoints/checkpoint-5*")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    assert not (folder / "adapter").exists()
-    ended = subprocess.run(
-        [*command, "--resume", "--json"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["folder"] == str(folder)
-
-
 def test_prepare_and_attach_serve_a_trainer_of_the_user_s_own(tiny, tmp_path):
     from transformers import Trainer, TrainingArguments
 
@@ -309,5 +114,5 @@ def test_training_option_changes_the_run(tmp_path, option, value):
     plain = finetune(bert, rows, output=tmp_path / "plain", assignments=settings)
     settings = {**settings, f"training.{option}": value}
     changed = finetune(bert, rows, output=tmp_path / "changed", assignments=settings)
-    assert _losses(plain.folder) != _losses(changed.folder)
+    assert losses_of(plain.folder) != losses_of(changed.folder)
     assert set(plain.before) == set(changed.before)

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deltatune.architectures import LAYOUTS, row_of
+from deltatune.bridges.names import carries_adapter
 from deltatune.errors import InputError, nearest_first, unknown_name
 from deltatune.part import Rows, Whole
 from deltatune.paths import components, first_index, matches, matches_tail
@@ -73,7 +72,7 @@ def resolve(model: nn.Module, given: Mapping[str, str]) -> Sites:
 
 
 def _refuse_adapters(model: nn.Module) -> None:
-    if isinstance(model, PeftModel) or any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+    if carries_adapter(model):
         raise InputError(
             f"the {type(model).__name__} given carries adapters: resolve the places of the base "
             f"model, before adapters are injected (or of `model.unload()`)"

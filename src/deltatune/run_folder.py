@@ -139,7 +139,7 @@ class RunFolder:
         Raises:
             InputError: the first value of recipe or inputs that differs, with both values.
         """
-        _check_equal(self._recorded(), recipe.to_plain(), "recipe")
+        _check_equal(self.recorded_recipe().to_plain(), recipe.to_plain(), "recipe")
         _check_equal(
             self.read(self.environment)["inputs"], json.loads(json.dumps(inputs)), "inputs"
         )

@@ -21,7 +21,7 @@ from deltatune.deltas.delta import Delta
 from deltatune.sites import Site, Sites
 from deltatune.updates.update import TrainedParameter
 
-__all__ = ["canonical_name", "trained_parameters", "unwrapped"]
+__all__ = ["canonical_name", "carries_adapter", "trained_parameters", "unwrapped"]
 
 # peft's own names of the parts of a change -> what an update rule calls them.
 PART_ROLES: Mapping[str, str] = {
@@ -79,6 +79,13 @@ def canonical_name(name: str) -> str:
         elif step not in ("base_layer", "original_module"):
             kept.append(step)
     return ".".join(kept)
+
+
+def carries_adapter(model: nn.Module) -> bool:
+    """Tell whether peft has wrapped the model or put layers of its own into it."""
+    return isinstance(model, PeftModel) or any(
+        isinstance(module, BaseTunerLayer) for module in model.modules()
+    )
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:

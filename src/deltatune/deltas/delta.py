@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ _FIXES: dict[type[Any], str] = {
 }
 
 
-class Delta(nn.Module):
+class Delta(nn.Module, ABC):
     """The change of one weight (or of some rows of one), parameterised.
 
     A subclass declares `Options` (a frozen, keyword-only dataclass), sets up its parameters in
@@ -109,9 +110,9 @@ class Delta(nn.Module):
             f"{_CHANGES[type(part)]} of {site_name}: {_FIXES[own]}"
         )
 
+    @abstractmethod
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return the change, `(out, in)` float32, differentiable in the parameters."""
-        raise NotImplementedError(f"{type(self).__name__} gives no delta_weight")
 
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return the change of the output, `(..., in) -> (..., out)`, in the dtype of `inputs`."""
@@ -126,8 +127,8 @@ class Delta(nn.Module):
         return None
 
     @staticmethod
+    @abstractmethod
     def number_of_parameters(
         options: Any, out_features: int, in_features: int, part: Part | None = None
     ) -> int:
         """Return how many scalars the change of one `(out, in)` weight trains."""
-        raise NotImplementedError
