@@ -12,7 +12,7 @@ import torch
 
 from deltatune.errors import Diverged, InputError, Interrupted, WorkError
 from deltatune.run import finetune
-from tests.folders import completions, rows_file
+from tests.folders import completions, model_folder, rows_file
 from tests.runs import SETTINGS, adapter_of, losses_of
 
 
@@ -173,3 +173,16 @@ def test_a_killed_process_resumes_from_its_last_checkpoint(llama, pairs, tmp_pat
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["folder"] == str(folder)
+
+
+def test_run_that_ends_as_a_constant_predictor_is_called_one(tmp_path):
+    bert = model_folder(tmp_path / "bert", "bert", "base")
+    rows = [{"text": "the cat", "label": "yes" if i % 4 else "no"} for i in range(80)]
+    data = {"train": rows, "test": rows[:40]}
+    settings = {"training.steps": 64, "training.epochs": 20, "training.batch_size": 16}
+    with pytest.raises(Diverged, match=r"the same class.* constant gives 0\.562: lower"):
+        finetune(bert, data, output=tmp_path / "run", assignments=settings)
+    # The result stays to be looked at.
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+    short = {**settings, "training.steps": 20}
+    assert finetune(bert, data, output=tmp_path / "short", assignments=short).after

@@ -61,7 +61,6 @@ class Plan:
         inputs: what identifies the run beside its recipe.
         meter: of costs, from the loaded base on.
         constant_loss: loss of the uniform predictor, ln C; None where there is none.
-        prior_entropy: loss of the best constant predictor, the entropy of the training labels.
         reload_base: loads the untouched base again.
     """
 
@@ -79,7 +78,6 @@ class Plan:
     inputs: Mapping[str, Any]
     meter: costs.CostMeter
     constant_loss: float | None
-    prior_entropy: float
     reload_base: Callable[[], nn.Module]
 
     @property
@@ -166,7 +164,6 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     encoded = _encoded(examples, base, recipe, console)
     sites, selection, covered = applying.select(recipe, base.model)
     model = carrier.prepare(base.model, _injection(sites, selection, recipe, examples.task))
-    uniform, prior = encoded.constant_losses()
     made = Plan(
         recipe=recipe,
         base=base,
@@ -181,8 +178,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         groups=_groups(model, sites, recipe),
         inputs={**request.inputs(examples), "model_fingerprint": base.fingerprint},
         meter=meter,
-        constant_loss=uniform,
-        prior_entropy=prior,
+        constant_loss=encoded.uniform_loss(),
         reload_base=lambda: loaded().model,
     )
     console.print(covered.table())

@@ -16,7 +16,12 @@ from deltatune import planning, run_report
 from deltatune.bridges import progress, session
 from deltatune.bridges.quiet import quiet
 from deltatune.comparison.environment import environment
-from deltatune.comparison.evaluation import Evaluation, evaluate, is_constant_prediction
+from deltatune.comparison.evaluation import (
+    Evaluation,
+    evaluate,
+    is_constant_prediction,
+    label_entropy,
+)
 from deltatune.errors import Diverged, InputError, WorkError
 from deltatune.files import (
     replace_folder_atomically,
@@ -31,6 +36,7 @@ from deltatune.run_folder import RunFolder
 __all__ = ["Run", "finetune"]
 
 EVALUATED_AT_MOST = 2000
+COLLAPSED_FROM_STEPS = 60  # a shorter run may only not have learnt yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,20 +231,25 @@ def _evaluate(plan: Plan) -> Evaluation:
 
 
 def _check_not_collapsed(plan: Plan, folder: RunFolder, after: Evaluation) -> None:
-    """Fail a run that ended as the constant predictor: its loss says so, and so do its answers.
+    """Fail a run that ended as a constant predictor: its answers say so, and so does its loss.
 
-    The loss of the best constant predictor is the entropy of the training labels, below ln C when
-    they are not balanced; a guard at ln C alone misses a fall to the majority class.
+    The guard during training compares with ln C, which a fall to the majority class of unbalanced
+    labels stays below. Here the measure is the loss of the best constant predictor on the very
+    examples that were scored, the entropy of their labels.
+
+    Raises:
+        Diverged: one class for every example, at a loss that reading none of them would give.
     """
-    losses = [row["loss"] for row in folder.read_metrics()][-20:]
-    if plan.constant_loss is None or len(losses) < 20 or not is_constant_prediction(after):
+    steps = len(folder.read_metrics())
+    if steps < COLLAPSED_FROM_STEPS or not is_constant_prediction(after):
         return
-    mean = sum(losses) / len(losses)
-    if mean > 0.98 * plan.prior_entropy:
+    constant = label_entropy(after)
+    if after.metrics["loss"] > 0.99 * constant:
         raise Diverged(
-            f"the run fell to the constant predictor (mean of the last 20 losses {mean:.3f}, best "
-            f"constant {plan.prior_entropy:.3f}; one class for every example): lower "
-            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by half"
+            f"after {steps} steps the model gives every example the same class, at a loss of "
+            f"{after.metrics['loss']:.3f} where the best constant gives {constant:.3f}: lower "
+            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by "
+            f"half; if the loss in metrics.jsonl was still falling, train longer"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deltatune.errors import InputError
 
-__all__ = ["Evaluation", "evaluate", "is_constant_prediction"]
+__all__ = ["Evaluation", "evaluate", "is_constant_prediction", "label_entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +211,18 @@ def is_constant_prediction(evaluation: Evaluation) -> bool:
     if evaluation.metrics.get("predicted_classes") != 1.0:
         return False
     return evaluation.metrics["majority_accuracy"] < 1.0
+
+
+def label_entropy(evaluation: Evaluation) -> float:
+    """Return the entropy of a classification's labels in nats: the best constant predictor's loss.
+
+    >>> items = tuple({"label": label} for label in (0, 1))
+    >>> round(label_entropy(Evaluation(split="", items=items, metrics={}, headline="")), 4)
+    0.6931
+    """
+    number = len(evaluation.items)
+    counts = _counts(evaluation.items, "label").values()
+    return -sum(count / number * math.log(count / number) for count in counts)
 
 
 _Items = Callable[[Tensor, Tensor], list[dict[str, Any]]]

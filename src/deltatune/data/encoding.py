@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,19 +44,10 @@ class Encoded:
     supervision: Supervision
     label_names: tuple[str, ...]
 
-    def constant_losses(self) -> tuple[float | None, float]:
-        """Return the losses of two constant predictors of a class, in nats.
-
-        Returns:
-            ln C of the one that knows nothing, None without classes; the entropy of the training
-            labels, of the one that knows how frequent each class is, 0 without classes.
-        """
-        if self.task != "classification":
-            return None, 0.0
-        counts = Counter(self.splits["train"]["labels"])
-        number = sum(counts.values())
-        entropy = -sum(count / number * math.log(count / number) for count in counts.values())
-        return math.log(max(len(self.label_names), 2)), entropy
+    def uniform_loss(self) -> float | None:
+        """Return the loss of the predictor that knows nothing, ln C; None without classes."""
+        is_classified = self.task == "classification"
+        return math.log(max(len(self.label_names), 2)) if is_classified else None
 
 
 def encode(
