@@ -91,9 +91,9 @@ class _Trained:
             seed=self.recipe.training.seed,
         )
 
-    def model(self) -> nn.Module:
-        """Load the base with the run's delta on it."""
-        return self.carrier.load(self.base().model, self.run.adapter).eval()
+    def on(self, base: Base) -> nn.Module:
+        """Put the run's delta on its base."""
+        return self.carrier.load(base.model, self.run.adapter).eval()
 
 
 def _open(folder: str | Path) -> _Trained:
@@ -118,7 +118,8 @@ def load(folder: str | Path) -> nn.Module:
     Raises:
         InputError: `folder` holds no finished run.
     """
-    return _open(folder).model()
+    trained = _open(folder)
+    return trained.on(trained.base())
 
 
 @quiet()
@@ -161,10 +162,13 @@ def export(
 def _written(trained: _Trained, to: str, target: Path, tolerance: float) -> Exported:
     """Write, reload, compare; the folder appears only if all went well."""
     write, reload = _WRITERS[to]
-    probe = _probe(trained.base().model)
-    wanted = _logits(trained.model(), probe)
+    base = trained.base()
+    probe = _probe(base.model)
+    model = trained.on(base)
+    wanted = _logits(model, probe)
     with replace_folder_atomically(target) as temporary:
-        write(trained, temporary)
+        write(trained, model, base.tokenizer, temporary)
+        del model, base  # the reloaded model shall be the only one in memory
         given = _logits(reload(trained, temporary), probe)
         result = Exported(
             folder=str(target),
@@ -204,23 +208,23 @@ def _logits(model: nn.Module, probe: Tensor) -> Tensor:
     return logits.float()
 
 
-def _write_merged(trained: _Trained, folder: Path) -> None:
-    plain: Any = trained.carrier.merged(trained.model())
+def _write_merged(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    plain: Any = trained.carrier.merged(model)
     plain.save_pretrained(folder)
-    trained.base().tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def _write_peft(trained: _Trained, folder: Path) -> None:
+def _write_peft(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Path) -> None:
     if trained.carrier.trains_base:
         raise NotMergeable(
             "in-place training changes the base's own weights and has no adapter that peft could "
             "load: export with --to merged"
         )
-    trained.carrier.save(trained.model(), folder, lambda: trained.base().model)
+    trained.carrier.save(model, folder, lambda: trained.base().model)
 
 
-def _write_lora(trained: _Trained, folder: Path) -> None:
-    trained.carrier.save_as_lora(trained.model(), folder)
+def _write_lora(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    trained.carrier.save_as_lora(model, folder)
 
 
 def _reload_merged(trained: _Trained, folder: Path) -> nn.Module:
@@ -237,7 +241,7 @@ def _reload_lora(trained: _Trained, folder: Path) -> nn.Module:
     return model
 
 
-_Writer = Callable[[_Trained, Path], None]
+_Writer = Callable[[_Trained, nn.Module, Any, Path], None]
 _Reloader = Callable[[_Trained, Path], nn.Module]
 _WRITERS: dict[str, tuple[_Writer, _Reloader]] = {
     "merged": (_write_merged, _reload_merged),
