@@ -32,6 +32,7 @@ __all__ = ["Base", "load_base", "locate", "without_dropout"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PACKAGE = "package:"
+FRESH_HEAD_TASKS = ("classification", "regression")  # a head of their own is drawn and trains
 _CLASSES = {
     "classification": AutoModelForSequenceClassification,
     "regression": AutoModelForSequenceClassification,
@@ -219,7 +220,7 @@ def _load_weights(
                     dtype=getattr(torch, precision),
                     use_safetensors=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=task in ("classification", "regression"),
+                    ignore_mismatched_sizes=task in FRESH_HEAD_TASKS,
                     **options,
                 ),
             )
@@ -227,7 +228,7 @@ def _load_weights(
         transformers_logging.set_verbosity(verbosity)
     missing = {str(key) for key in report["missing_keys"]}
     replaced = {str(key[0]) for key in report.get("mismatched_keys", ())}
-    if task not in ("classification", "regression") and missing:
+    if task not in FRESH_HEAD_TASKS and missing:
         raise InputError(
             f"the checkpoint of {place!r} lacks {sorted(missing)[0]} and {len(missing) - 1} more, "
             f"which {type(model).__name__} needs: take a model that was trained to continue text, "

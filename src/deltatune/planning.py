@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from deltatune import parts
-from deltatune.base import Base, load_base, without_dropout
+from deltatune.base import FRESH_HEAD_TASKS, Base, load_base, without_dropout
 from deltatune.bridges import applying
-from deltatune.bridges.carriers import Carrier, Injection, carrier_of
+from deltatune.bridges.carriers import Carrier, carrier_of
 from deltatune.bridges.names import trained_parameters
 from deltatune.causality import check_causal
 from deltatune.comparison import costs
@@ -39,7 +39,6 @@ TASK_TYPES = {
     "chat": "CAUSAL_LM",
     "text": "CAUSAL_LM",
 }
-FRESH_HEAD_TASKS = ("classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +162,14 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     meter = costs.CostMeter(device())
     encoded = _encoded(examples, base, recipe, console)
     sites, selection, covered = applying.select(recipe, base.model)
-    model = carrier.prepare(base.model, _injection(sites, selection, recipe, examples.task))
+    model = applying.inject(
+        recipe,
+        base.model,
+        sites,
+        selection,
+        trained_modules=_fresh_head(sites, examples.task),
+        task_type=TASK_TYPES[examples.task],
+    )
     made = Plan(
         recipe=recipe,
         base=base,
@@ -184,16 +190,6 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     console.print(covered.table())
     console.print(grouping.table(made.groups))
     return made
-
-
-def _injection(sites: Sites, selection: Selection, recipe: Recipe, task: str) -> Injection:
-    return Injection(
-        sites=sites,
-        selection=selection,
-        trained_modules=_fresh_head(sites, task),
-        seed=recipe.training.seed,
-        task_type=TASK_TYPES[task],
-    )
 
 
 def _check_held_out(examples: Examples) -> None:

@@ -191,7 +191,7 @@ def _finish(
     write_json_atomically(folder.evaluation, result)
     folder.remove_checkpoints()
     console.print(summary, crop=False)
-    _check_not_collapsed(plan, folder, after)
+    _check_not_collapsed(plan, costs["optimizer_steps"], after)
     return Run(folder=folder.path, before=before["metrics"], after=after.metrics, costs=costs)
 
 
@@ -230,7 +230,7 @@ def _evaluate(plan: Plan) -> Evaluation:
     )
 
 
-def _check_not_collapsed(plan: Plan, folder: RunFolder, after: Evaluation) -> None:
+def _check_not_collapsed(plan: Plan, steps: int, after: Evaluation) -> None:
     """Fail a run that ended as a constant predictor: its answers say so, and so does its loss.
 
     The guard during training compares with ln C, which a fall to the majority class of unbalanced
@@ -240,7 +240,6 @@ def _check_not_collapsed(plan: Plan, folder: RunFolder, after: Evaluation) -> No
     Raises:
         Diverged: one class for every example, at a loss that reading none of them would give.
     """
-    steps = len(folder.read_metrics())
     if steps < COLLAPSED_FROM_STEPS or not is_constant_prediction(after):
         return
     constant = label_entropy(after)

@@ -23,7 +23,7 @@ from deltatune.sites import Sites
 if TYPE_CHECKING:  # recipe.py imports this module
     from deltatune.recipe import Recipe
 
-__all__ = ["attach", "prepare", "select", "trainer_class"]
+__all__ = ["attach", "inject", "prepare", "select", "trainer_class"]
 
 # Places are named before the delta goes in, a trainer is met after: the model carries them.
 _SITES = "deltatune_sites"
@@ -47,6 +47,23 @@ def prepare(
 ) -> nn.Module:
     """Put the recipe's delta into a base model."""
     places, selection, _ = select(recipe, base)
+    model = inject(
+        recipe, base, places, selection, trained_modules=trained_modules, task_type=task_type
+    )
+    setattr(model, _SITES, places)
+    return model
+
+
+def inject(
+    recipe: Recipe,
+    base: nn.Module,
+    places: Sites,
+    selection: Selection,
+    *,
+    trained_modules: Sequence[str],
+    task_type: str | None,
+) -> nn.Module:
+    """Put the recipe's delta into the selected places of a base model."""
     injection = Injection(
         sites=places,
         selection=selection,
@@ -54,9 +71,7 @@ def prepare(
         seed=recipe.training.seed,
         task_type=task_type,
     )
-    model = carrier_of(recipe.delta).prepare(base, injection)
-    setattr(model, _SITES, places)
-    return model
+    return carrier_of(recipe.delta).prepare(base, injection)
 
 
 def trainer_class(recipe: Recipe, cls: type[Trainer]) -> type[Trainer]:
