@@ -77,7 +77,7 @@ class Training:
         precision: `float32` or `bfloat16`, of the forward and backward passes.
         checkpoint_every: optimizer steps between checkpoints; 0 makes one per epoch.
         base_dropout: keep the dropout that the base was pre-trained with. Off by default: a small
-            delta hardly overfits by it, a step of an encoder is a third cheaper without it, and the
+            delta hardly overfits by it, a step of an encoder is cheaper without it, and the
             delta may have its own.
         groups_by_length: batches hold examples of like length, in random order, to pad little.
         seed: of the data order, the dropout and every start value.
