@@ -1,0 +1,76 @@
+"""The standard library as text: decoded as declared, without what a machine added, one in 20 out."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from deltatune.data.offline.standard_library import is_held_out, source_files
+from deltatune.errors import InputError
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    return tmp_path
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_source_files_are_decoded_as_they_declare(library: Path) -> None:
+    write(library / "latin.py", b"# -*- coding: latin-1 -*-\r\nword = 'caf\xe9'\r\n")
+    write(library / "marked.py", b"\xef\xbb\xbfword = 'caf\xc3\xa9'\n")
+    assert source_files() == [
+        ("latin.py", "# -*- coding: latin-1 -*-\nword = 'café'\n"),
+        ("marked.py", "word = 'café'\n"),
+    ]
+
+
+def test_source_files_pass_over_what_is_not_the_library(library: Path) -> None:
+    for name in (
+        "site-packages/a.py",
+        "dist-packages/a.py",
+        "json/__pycache__/a.py",
+        "config-3.11-x86_64-linux-gnu/python-config.py",
+        "_sysconfigdata__linux_x86_64-linux-gnu.py",
+        "readme.txt",
+        "json/test/a.py",
+        "json/tool.py",
+        "abc.py",
+    ):
+        write(library / name, b"x = 1\n")
+    assert [path for path, _ in source_files()] == ["abc.py", "json/test/a.py", "json/tool.py"]
+    assert [path for path, _ in source_files(without={"test"})] == ["abc.py", "json/tool.py"]
+
+
+def test_source_files_pass_over_what_is_no_python(library: Path) -> None:
+    write(library / "syntax.py", b"def broken(:\n")
+    write(library / "nulls.py", b"x = 1\0\n")
+    write(library / "coding.py", b"# coding: no-such\nx = 1\n")
+    write(library / "bytes.py", b"x = '\xe9'\n")
+    write(library / "escape.py", b"x = '\\d'\n")  # only a warning, which must not come out
+    assert source_files() == [("escape.py", "x = '\\d'\n")]
+
+
+def test_source_files_refuse_a_python_without_sources(library: Path) -> None:
+    write(library / "site-packages" / "only.py", b"x = 1\n")
+    with pytest.raises(InputError, match=r"no sources of its standard library \(looked in .*boxes"):
+        source_files()
+
+
+def test_is_held_out_takes_about_one_file_in_twenty() -> None:
+    share = sum(is_held_out(f"package/module{number}.py") for number in range(4000)) / 4000
+    assert abs(share - 1 / 20) < 0.011  # three standard errors of 4,000 draws
+
+
+def test_is_held_out_follows_the_first_eight_bytes_of_the_hash() -> None:
+    # `printf operator.py | sha256sum` begins with ac07040adff09758, abc.py with c4e9f202e25a6f55
+    assert is_held_out("operator.py")
+    assert 0xAC07040ADFF09758 % 20 == 0
+    assert not is_held_out("abc.py")
+    assert 0xC4E9F202E25A6F55 % 20 != 0
