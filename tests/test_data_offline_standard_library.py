@@ -1,4 +1,4 @@
-"""The standard library as text: decoded as declared, without what a machine added, one in 20 out."""
+"""The standard library as text: decoded as declared, machine files left out, one in 20 held out."""
 
 from __future__ import annotations
 

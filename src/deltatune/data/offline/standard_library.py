@@ -26,7 +26,7 @@ def source_files(*, without: Collection[str] = ()) -> list[tuple[str, str]]:
     """Return the `*.py` files of the running Python's standard library that can be parsed.
 
     A file is decoded as it declares (PEP 263); one that is unreadable, of unknown encoding or no
-    valid Python is left out. Line ends come as `\\n`.
+    valid Python is left out. Every line ends in a line feed.
 
     Args:
         without: names of folders to pass over, such as `test`; none by default. The whole library
