@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from deltatune import parts
 from deltatune.base import FRESH_HEAD_TASKS, Base, load_base, without_dropout
 from deltatune.base_record import BaseRecord
 from deltatune.bridges import applying
@@ -25,7 +24,8 @@ from deltatune.data.calibration_batches import CalibrationBatches
 from deltatune.data.encoding import Collator, Encoded, encode
 from deltatune.data.loading import Examples, load
 from deltatune.data.showing import show_example
-from deltatune.errors import InputError, NotComposable
+from deltatune.errors import InputError
+from deltatune.objectives.chosen import objective_for
 from deltatune.optimizers import check_can_run
 from deltatune.part import Selection
 from deltatune.recipe import Recipe
@@ -174,7 +174,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     meter = costs.CostMeter(device())
     encoded = _encoded(examples, base, recipe, console)
     collate = Collator(base.tokenizer)
-    objective = _objective(recipe, examples.task)
+    objective = objective_for(recipe.objective, examples.task)
     calibration = applying.calibration_on(
         recipe, CalibrationBatches(encoded.splits["train"], collate, recipe.training), objective
     )
@@ -256,30 +256,6 @@ def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]
         learning_rate=recipe.optimizer.learning_rate,
         weight_decay=recipe.optimizer.weight_decay,
     )
-
-
-def _objective(recipe: Recipe, task: str) -> Any:
-    if recipe.objective is not None:
-        _check_task(recipe.objective, task)
-        return recipe.objective
-    for declared in parts.known("objectives").values():
-        if task in declared.options.tasks:
-            return declared.options()
-    raise InputError(
-        f"no objective declares the task {task!r} as its own: give the recipe an objective"
-    )
-
-
-def _check_task(objective: Any, task: str) -> None:
-    """Refuse an objective on data of another task: it may run, on labels that mean something else.
-
-    One that names no task of its own takes any.
-    """
-    if objective.tasks and task not in objective.tasks:
-        raise NotComposable(
-            f"the objective {type(objective).__name__} is for {' and '.join(objective.tasks)}, the "
-            f"data's task is {task}: leave the objective out, or give the task that is meant"
-        )
 
 
 def _length(recipe: Recipe, base: Base, console: Console) -> int:

@@ -12,18 +12,13 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from deltatune import planning, run_report
+from deltatune import planning, run_report, run_scores
 from deltatune.adapter_record import AdapterRecord
 from deltatune.bridges import progress, session
 from deltatune.bridges.quiet import quiet
 from deltatune.comparison.environment import environment
-from deltatune.comparison.evaluation import (
-    Evaluation,
-    evaluate,
-    is_constant_prediction,
-    label_entropy,
-)
-from deltatune.errors import Diverged, InputError, WorkError
+from deltatune.comparison.evaluation import Evaluation
+from deltatune.errors import InputError, WorkError
 from deltatune.files import (
     replace_folder_atomically,
     write_json_atomically,
@@ -35,9 +30,6 @@ from deltatune.request import Request
 from deltatune.run_folder import RunFolder
 
 __all__ = ["Run", "finetune"]
-
-EVALUATED_AT_MOST = 2000
-COLLAPSED_FROM_STEPS = 60  # a shorter run may only not have learnt yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +138,7 @@ def _work(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> R
 
 
 def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> Run:
-    before = _before(plan, folder)
+    before = run_scores.before(plan, folder)
     checkpoint = session.latest(folder.checkpoints) if resume else None
     if resume and checkpoint is None:
         console.print("note: no checkpoint is complete yet: training starts at the first step")
@@ -170,12 +162,7 @@ def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> 
         console.print(note, highlight=False, markup=False)
     with watch, plan.meter:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = _evaluate(plan)
-    for name, value in after.not_finite().items():
-        raise Diverged(
-            f"after the last step the model's {name} on {after.split} is {value}: lower "
-            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by half"
-        )
+    after = run_scores.after(plan)
     costs = {**plan.meter.to_dict(), **plan.costs(cast("torch.optim.Optimizer", trainer.optimizer))}
     costs |= plan.carrier.figures(plan.model, plan.sites)
     _save(plan, folder)
@@ -206,66 +193,8 @@ def _finish(
     write_json_atomically(folder.evaluation, result)
     folder.remove_checkpoints()
     console.print(summary, crop=False)
-    _check_not_collapsed(plan, costs["optimizer_steps"], after)
+    run_scores.check_not_collapsed(plan, costs["optimizer_steps"], after)
     return Run(folder=folder.path, before=before["metrics"], after=after.metrics, costs=costs)
-
-
-def _before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
-    """Score the untrained model, or take the scores that an interrupted run already has."""
-    if folder.evaluation.is_file():
-        recorded: Mapping[str, Any] = folder.read(folder.evaluation)["before"]
-        return recorded
-    try:
-        with plan.carrier.disabled(plan.model):  # a prefix acts from its random start on
-            scores = _evaluate(plan)
-    except ValueError as error:  # how models of transformers refuse tokens that they cannot take
-        raise InputError(
-            f"model {plan.inputs['model']!r} refuses the examples of {plan.evaluated_split}: "
-            f"{' '.join(str(error).split()).rstrip('.')}: check that its tokenizer belongs to it"
-        ) from error
-    for name, value in scores.not_finite().items():
-        raise InputError(
-            f"before training the model's {name} on {scores.split} is {value}: its weights are "
-            f"broken, or too large for training.precision={plan.recipe.training.precision}; check "
-            f"the checkpoint"
-        )
-    write_json_atomically(folder.evaluation, {"before": scores.to_dict()})
-    return scores.to_dict()
-
-
-def _evaluate(plan: Plan) -> Evaluation:
-    return evaluate(
-        plan.model,
-        plan.encoded.splits[plan.evaluated_split],
-        plan.collate,
-        task=plan.encoded.task,
-        split=plan.evaluated_split,
-        batch_size=plan.recipe.training.batch_size * (1 if plan.keeps_all_logits else 4),
-        at_most=EVALUATED_AT_MOST,
-        autocast=plan.recipe.training.precision == "bfloat16",
-    )
-
-
-def _check_not_collapsed(plan: Plan, steps: int, after: Evaluation) -> None:
-    """Fail a run that ended as a constant predictor: its answers say so, and so does its loss.
-
-    The guard during training compares with ln C, which a fall to the majority class of unbalanced
-    labels stays below. Here the measure is the loss of the best constant predictor on the very
-    examples that were scored, the entropy of their labels.
-
-    Raises:
-        Diverged: one class for every example, at a loss that reading none of them would give.
-    """
-    if steps < COLLAPSED_FROM_STEPS or not is_constant_prediction(after):
-        return
-    constant = label_entropy(after)
-    if after.metrics["loss"] > 0.99 * constant:
-        raise Diverged(
-            f"after {steps} steps the model gives every example the same class, at a loss of "
-            f"{after.metrics['loss']:.3f} where the best constant gives {constant:.3f}: lower "
-            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by "
-            f"half; if the loss in metrics.jsonl was still falling, train longer"
-        )
 
 
 def _bytes(folder: Path) -> int:
