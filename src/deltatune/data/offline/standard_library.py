@@ -7,12 +7,11 @@ import hashlib
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from deltatune.errors import InputError
 
-__all__ = ["is_held_out", "source_files"]
+__all__ = ["is_held_out", "library_folder", "read_source", "source_files", "source_paths"]
 
 # Not the library: what a user installed, what Python compiled, and what its build wrote down about
 # one machine (`config-3.11-x86_64-linux-gnu/`, `_sysconfigdata_*.py`).
@@ -22,15 +21,8 @@ BUILD_FILE = "_sysconfigdata"
 HELD_OUT_ONE_IN = 20
 
 
-def source_files(*, without: Collection[str] = ()) -> list[tuple[str, str]]:
-    """Return the `*.py` files of the running Python's standard library that can be parsed.
-
-    A file is decoded as it declares (PEP 263); one that is unreadable, of unknown encoding or no
-    valid Python is left out. Every line ends in a line feed.
-
-    Args:
-        without: names of folders to pass over, such as `test`; none by default. The whole library
-            takes about 6 s of parsing, and half of it are tests.
+def source_files() -> list[tuple[str, str]]:
+    """Return all files of `source_paths` that can be parsed, with their texts.
 
     Returns:
         The POSIX path below the library's folder and the text of each file, in order of path.
@@ -38,14 +30,57 @@ def source_files(*, without: Collection[str] = ()) -> list[tuple[str, str]]:
     Raises:
         InputError: this Python was installed without sources.
     """
+    texts = ((relative, read_source(relative)) for relative in source_paths())
+    return [(relative, text) for relative, text in texts if text is not None]
+
+
+def source_paths() -> list[str]:
+    """Return the `*.py` files of the running Python's standard library, tests included.
+
+    Returns:
+        POSIX paths below the library's folder, in order.
+
+    Raises:
+        InputError: this Python was installed without sources.
+    """
+    folder = library_folder()
+    paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return sorted(path.as_posix() for path in paths if _belongs(path))
+
+
+def library_folder() -> Path:
+    """Return where the running Python keeps the sources of its standard library.
+
+    Raises:
+        InputError: this Python was installed without sources.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
-    files = list(_files(folder, without))
-    if not files:
+    if not any(_belongs(path.relative_to(folder)) for path in folder.rglob("*.py")):
         raise InputError(
             f"this Python has no sources of its standard library (looked in {folder}): install "
             "them, or choose a task without them: boxes, acceptability, aspect-sentiment"
         )
-    return files
+    return folder
+
+
+def read_source(relative_path: str) -> str | None:
+    """Return the text of one file, decoded as it declares (PEP 263), lines ending in a line feed.
+
+    Args:
+        relative_path: as `source_paths` gives it.
+
+    Returns:
+        The text; None where the file is unreadable, of unknown encoding or no valid Python.
+    """
+    try:
+        with tokenize.open(Path(sysconfig.get_paths()["stdlib"]) / relative_path) as file:
+            text = file.read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes are not the user's concern
+            ast.parse(text)
+    except (OSError, SyntaxError, ValueError):  # ValueError: wrong bytes, or null characters
+        return None
+    return text
 
 
 def is_held_out(relative_path: str) -> bool:
@@ -64,28 +99,10 @@ def is_held_out(relative_path: str) -> bool:
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 
 
-def _belongs(path: Path, without: Collection[str]) -> bool:
-    folders = path.parts[:-1]
-    is_foreign = not (FOREIGN_FOLDERS | set(without)).isdisjoint(folders)
-    is_built = path.name.startswith(BUILD_FILE) or any(
+def _belongs(relative: Path) -> bool:
+    folders = relative.parts[:-1]
+    is_foreign = not FOREIGN_FOLDERS.isdisjoint(folders)
+    is_built = relative.name.startswith(BUILD_FILE) or any(
         name.startswith(BUILD_FOLDER) for name in folders
     )
     return not is_foreign and not is_built
-
-
-def _files(folder: Path, without: Collection[str]) -> Iterator[tuple[str, str]]:
-    paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    for relative in sorted(path.as_posix() for path in paths if _belongs(path, without)):
-        try:
-            with tokenize.open(folder / relative) as file:
-                text = file.read()
-            _check_syntax(text)
-        except (OSError, SyntaxError, ValueError):  # ValueError: wrong bytes, or null characters
-            continue
-        yield relative, text
-
-
-def _check_syntax(text: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in old sources are not the user's concern
-        ast.parse(text)
