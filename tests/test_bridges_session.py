@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from deltatune.run import finetune
 from tests.folders import completions, model_folder, rows_file
@@ -26,3 +28,22 @@ def test_steps_are_a_bound_beside_the_epochs(bound: int, wanted: int, tmp_path: 
     run = finetune(llama, rows, output=tmp_path / "run", assignments=settings)
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, wanted + 1))
+
+
+def _living_models() -> set[int]:
+    return {id(o) for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)}
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full", "prefix_tuning"])
+def test_session_leaves_no_model_behind_without_a_collection(recipe: str, tmp_path: Path) -> None:
+    settings = {"training.steps": 2, "training.batch_size": 3, "training.max_length": 32}
+    rows = rows_file(tmp_path / "rows.jsonl", completions(25))
+    llama = model_folder(tmp_path / "llama")
+    gc.collect()
+    before = _living_models()
+    gc.disable()  # tensors are few and large objects: its turn may come after many runs
+    try:
+        finetune(llama, rows, recipe, output=tmp_path / "run", assignments=settings)
+        assert not _living_models() - before
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Collection
 from typing import Any
@@ -65,7 +66,9 @@ class DeltaCallback(TrainerCallback):
                 f"{type(trainer).__name__} does not tell its step losses: make the trainer's class "
                 f"with deltatune.bridges.trainer.with_objective"
             )
-        self.trainer = trainer
+        # The trainer owns its callbacks. A plain reference back would close a circle around the
+        # model, which then outlives its run by as long as Python's collector lets it.
+        self.trainer: ObjectiveTrainer = weakref.proxy(trainer)
         self.update = update
         self.sites = sites
         self.constant_loss = constant_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class _MeterCallback(TrainerCallback):
     """Starts and stops the clock around each optimizer step."""
 
     def __init__(self, trainer: _Metered, meter: CostMeter) -> None:
-        self.trainer = trainer
+        self.trainer: _Metered = weakref.proxy(trainer)  # the trainer owns this callback
         self.meter = meter
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
