@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)
 
 from deltatune import cli  # noqa: E402 - after the number of threads
-from tests import folders, models  # noqa: E402 - found only through the path set above
+from tests import folders, models, offline  # noqa: E402 - found only through the path set above
 
 
 @pytest.fixture
@@ -28,6 +28,12 @@ def tiny() -> Callable[..., PreTrainedModel]:
 def llama(tmp_path: Path) -> Path:
     """A folder with a tiny random Llama."""
     return folders.model_folder(tmp_path / "llama")
+
+
+@pytest.fixture
+def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny random Llama as the only packaged base, with `deltatune/echo` as the only task."""
+    return offline.packaged(tmp_path, monkeypatch)
 
 
 @pytest.fixture

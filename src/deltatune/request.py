@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.data.loading import Examples
+from deltatune.data.offline import known_tasks
 from deltatune.errors import unknown_name
 
 __all__ = ["Request"]
@@ -19,7 +20,7 @@ class Request:
     """What a user asks for, beside the recipe.
 
     Args:
-        model: folder, Hugging Face name, or `package:NAME`.
+        model: folder, Hugging Face name, `package:NAME` or `deltatune/NAME`.
         data: anything `deltatune.data.loading.load` takes.
         columns: column role -> column name; guessed where not given.
         task: of the data; guessed if not given.
@@ -38,7 +39,7 @@ class Request:
     def inputs(self, examples: Examples) -> dict[str, Any]:
         """Return what identifies the run beside its recipe; a resumed run must have the same."""
         return {
-            "model": _from_anywhere(str(self.model)),
+            "model": _from_anywhere(self.model),
             "data": _from_anywhere(examples.source),
             "data_fingerprint": examples.fingerprint,
             "task": examples.task,
@@ -55,7 +56,9 @@ class Request:
         return self.scored_on or held_out[0]
 
 
-def _from_anywhere(name: str) -> str:
+def _from_anywhere(name: str | Path) -> str:
     """Return a path so that it can be found from any folder, and any other name as it is."""
+    if known_tasks.is_offline(name):
+        return str(name)
     path = Path(name).expanduser()
-    return str(path.resolve()) if os.path.exists(path) else name
+    return str(path.resolve()) if os.path.exists(path) else str(name)

@@ -16,7 +16,8 @@ from rich.table import Table
 from deltatune.data.columns import LITERAL, assign_roles
 from deltatune.data.labels import encode_labels
 from deltatune.data.rows import prepared_column
-from deltatune.data.sources import SPLIT_NAMES, open_source
+from deltatune.data.sources import SPLIT_NAMES, Source, open_source
+from deltatune.data.yardstick import Yardstick
 from deltatune.errors import InputError
 
 __all__ = ["Examples", "load"]
@@ -41,6 +42,8 @@ class Examples:
             off; the same on every machine and for every file format.
         separator: put between prompt and completion where neither has white space there.
         notes: what was left out, renamed or added.
+        yardstick: how its maker wants answers judged; None where nobody says, or where the user
+            reads the columns in another way than the maker.
     """
 
     task: str
@@ -51,6 +54,7 @@ class Examples:
     fingerprint: str
     separator: str = ""
     notes: tuple[str, ...] = ()
+    yardstick: Yardstick | None = None
 
     def table(self) -> Table:
         """Show which column plays which role, with the first training row."""
@@ -95,6 +99,9 @@ def load(
             f"validation_fraction={validation_fraction} is not allowed: give a number in [0, 1)"
         )
     opened = open_source(source)
+    as_made = opened.task is not None and columns is None and task in (None, opened.task)
+    if as_made:
+        columns, task = opened.columns, opened.task
     features = opened.splits["train"].features
     known_task, roles = assign_roles(features, columns, task)
     if task in ("classification", "regression"):
@@ -117,8 +124,8 @@ def load(
         task=known_task,
         roles=roles,
         label_names=label_names,
-        source=opened.name,
-        notes=opened.notes,
+        opened=opened,
+        yardstick=opened.yardstick if as_made else None,
         validation_fraction=validation_fraction,
         seed=seed,
     )
@@ -130,11 +137,12 @@ def _finished(
     task: str,
     roles: dict[str, str],
     label_names: tuple[str, ...],
-    source: str,
-    notes: tuple[str, ...],
+    opened: Source,
+    yardstick: Yardstick | None,
     validation_fraction: float,
     seed: int,
 ) -> Examples:
+    notes = opened.notes
     fingerprint = _fingerprint(tables, task, label_names)
     if "validation" not in tables and validation_fraction > 0:
         classes = task == "classification"
@@ -159,10 +167,11 @@ def _finished(
         columns=roles,
         splits=splits,
         label_names=label_names,
-        source=source,
+        source=opened.name,
         fingerprint=fingerprint,
         separator=separator,
         notes=notes,
+        yardstick=yardstick,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import datasets
 import pyarrow as pa
 from huggingface_hub.errors import HfHubHTTPError
 
-from deltatune import hub
+from deltatune import hub, packaged_bases
 from deltatune.data import reading
+from deltatune.data.offline import known_tasks
+from deltatune.data.yardstick import Yardstick
 from deltatune.errors import InputError, nearest_first
 
 __all__ = ["SPLIT_NAMES", "Source", "open_source"]
@@ -36,15 +38,21 @@ class Source:
         name: what the user gave, for the record.
         splits: "train", and "validation" and "test" where they exist.
         notes: what was left out or renamed.
+        task: what the maker of the data says it is; None if nobody does.
+        columns: column role -> column name, with `task`.
+        yardstick: how answers are judged, with `task`.
     """
 
     name: str
     splits: dict[str, datasets.Dataset]
     notes: tuple[str, ...] = ()
+    task: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    yardstick: Yardstick | None = None
 
 
 def open_source(source: Any) -> Source:
-    """Open a path, a Hugging Face name or a Python object.
+    """Open a path, a Hugging Face name, an offline task (`deltatune/NAME`) or a Python object.
 
     Args:
         source: a file, a folder with `train.*` (and `validation.*`, `test.*`), a folder written
@@ -55,6 +63,8 @@ def open_source(source: Any) -> Source:
     Raises:
         InputError: nothing readable is there.
     """
+    if known_tasks.is_offline(source):
+        return _open_offline(source)
     if isinstance(source, str | Path):
         return _open_named(source)
     if isinstance(source, Mapping):
@@ -78,6 +88,24 @@ def _dataset(rows: Any, where: str) -> datasets.Dataset:
     if found.num_rows == 0:
         raise InputError(f"{where} holds no rows: give at least one")
     return found
+
+
+def _open_offline(name: str) -> Source:
+    packaged_bases.refuse_as_data(name)
+    task, options = known_tasks.named(name)
+    splits = dict(task.load(**options))
+    level = task.level(options.get("difficulty", 0))
+    yardstick = Yardstick(
+        metric=task.metric,
+        score=task.score,
+        rows=splits,
+        answer_tokens=task.answer_tokens,
+        chance=level.chance,
+        ceiling=level.ceiling,
+    )
+    return Source(
+        name=name, splits=splits, task=task.kind, columns=task.columns, yardstick=yardstick
+    )
 
 
 def _open_named(source: str | Path) -> Source:
