@@ -10,14 +10,18 @@ import peft
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
+from transformers import Trainer
 
 from deltatune import recipe as recipes
 from deltatune.bridges.carriers import carrier_of
-from deltatune.errors import InputError
+from deltatune.errors import InputError, NotComposable
 from deltatune.recipe import Recipe
 from deltatune.run import finetune
 from tests.models import tiny
 from tests.runs import adapter_of, losses_of
+from tests.test_bridges_trainer import KeepGradients
+from tests.training import arguments, collate, token_rows
 
 SHORT = {
     "first_rank": 4,
@@ -85,6 +89,45 @@ def test_penalty_is_that_of_peft() -> None:
     plain = model.base_model.model(input_ids=ids, labels=ids).loss
     (penalty,) = carrier_of(recipes.named("adalora").delta).rhythm(model).auxiliary
     torch.testing.assert_close(penalty(model), with_penalty - plain)
+
+
+class OwnLoss(Trainer):
+    """A trainer that forms its loss from the logits, as those for preferences do."""
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
+        return model(input_ids=inputs["input_ids"]).logits.square().mean()
+
+
+@pytest.mark.parametrize("kind", [Trainer, OwnLoss])
+def test_penalty_counts_once_a_step_whoever_forms_the_loss(kind: Any, tmp_path: Path) -> None:
+    recipe = recipes.named("adalora", {"first_rank": 4, "target_rank": 2})
+    model: Any = recipe.prepare(tiny("llama", "causal_lm"), task_type="CAUSAL_LM")
+    (penalty,) = carrier_of(recipe.delta).rhythm(model).auxiliary
+    factors = {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
+    alone = torch.autograd.grad(penalty(model), list(factors.values()))
+    trainer = recipe.attach(
+        recipe.trainer_class(kind)(
+            model=model,
+            args=arguments(tmp_path, max_steps=1, gradient_accumulation_steps=2, max_grad_norm=0.0),
+            train_dataset=token_rows(4),
+            data_collator=collate,
+        )
+    )
+    keep = KeepGradients(model)
+    trainer.add_callback(keep)
+    trainer.train()
+    # The singular values start at 0, so that nothing else reaches the factors in the first step.
+    for (name, _), wanted in zip(factors.items(), alone, strict=True):
+        torch.testing.assert_close(keep.steps[0][name], wanted)
+    assert model.peft_config["default"].orth_reg_weight > 0  # as given, where it is saved
+
+
+def test_penalty_is_refused_where_a_trainer_cannot_add_it(tmp_path: Path) -> None:
+    recipe = recipes.named("adalora")
+    model = recipe.prepare(tiny("llama", "causal_lm"))
+    trainer = Trainer(model=model, args=arguments(tmp_path), train_dataset=token_rows(2))
+    with pytest.raises(NotComposable, match=r"plain Trainer cannot do: .*recipe\.trainer_class"):
+        recipe.attach(trainer)
 
 
 def test_ranks_that_cannot_be_given_up_are_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ class Rhythm:
     Args:
         auxiliary: terms that are added once to the loss of every optimizer step, from model to
             `()`.
+        apart: makes a block in which the model adds no such terms to a loss that it computes.
         begin: called before the first step with the number of steps of the whole run.
         after_step: called after each optimizer step, while its gradients are there, with the number
             of steps done, from 1.
@@ -52,6 +53,7 @@ class Rhythm:
     """
 
     auxiliary: tuple[Callable[[nn.Module], Tensor], ...] = ()
+    apart: Callable[[], AbstractContextManager[Any]] = nullcontext
     begin: Callable[[int], None] | None = None
     after_step: Callable[[int], None] | None = None
     may_rest: frozenset[str] = frozenset()

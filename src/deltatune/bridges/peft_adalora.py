@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class AdaLoraCarrier(PeftCarrier):
         resting = [name for name, _ in model.named_parameters() if name.endswith(VALUES)]
         return Rhythm(
             auxiliary=(ranks.penalty,),
+            apart=ranks.apart,
             begin=ranks.begin,
             after_step=ranks.after_step,
             may_rest=frozenset(resting),
@@ -107,7 +109,8 @@ class _Ranks:
     def penalty(self, model: nn.Module) -> Tensor:
         """Return the weighted mean distance of all factors from orthonormal ones, `()`.
 
-        peft adds it to a loss that the model itself computes, which an objective does not use.
+        peft adds it to a loss that the model itself computes, which neither an objective uses nor
+        a trainer with a loss of its own, and which counts it once per micro-batch.
         """
         distances = []
         for name, factor in self.tuner.model.named_parameters():
@@ -118,6 +121,16 @@ class _Ranks:
                 distances.append(torch.linalg.matrix_norm(gram - identity))
         weight: float = self.config.orth_reg_weight
         return weight * torch.stack(distances).mean()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Keep peft from adding the penalty to what the model computes in a block."""
+        weight = self.config.orth_reg_weight
+        self.config.orth_reg_weight = 0.0
+        try:
+            yield
+        finally:
+            self.config.orth_reg_weight = weight
 
     def after_step(self, steps_done: int) -> None:
         """Take the importance of every rank from its gradients, and mask what the budget cuts."""

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from deltatune.bridges.carrier import Rhythm
 from deltatune.bridges.trainer import ObjectiveTrainer
+from deltatune.errors import NotComposable
 
 __all__ = ["keep_rhythm"]
 
@@ -35,9 +36,26 @@ def keep_rhythm(trainer: Trainer, rhythm: Rhythm) -> None:
     Args:
         trainer: before `train()`.
         rhythm: of the delta in its model.
+
+    Raises:
+        NotComposable: terms for the loss, and a trainer that cannot add them.
     """
+    if rhythm.auxiliary:
+        _add_terms(trainer, rhythm)
     if rhythm.begin is not None or rhythm.after_step is not None:
         trainer.add_callback(_RhythmCallback(rhythm))
-    # Without an objective the model computes the loss, and peft's models add their terms to it.
-    if isinstance(trainer, ObjectiveTrainer) and trainer.objective is not None:
-        trainer.auxiliary = (*trainer.auxiliary, *rhythm.auxiliary)
+
+
+def _add_terms(trainer: Trainer, rhythm: Rhythm) -> None:
+    """Add the terms once to each step, whoever forms the rest of its loss.
+
+    What peft's model adds by itself reaches only the loss that the model computes: it is lost in
+    trainers that form their own, and counts once per micro-batch in those that do not divide.
+    """
+    if not isinstance(trainer, ObjectiveTrainer):
+        raise NotComposable(
+            f"the delta adds a term to the loss of each step, which a plain "
+            f"{type(trainer).__name__} cannot do: make its class with recipe.trainer_class"
+        )
+    trainer.auxiliary = (*trainer.auxiliary, *rhythm.auxiliary)
+    trainer.apart = rhythm.apart

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -45,12 +46,15 @@ class ObjectiveTrainer(Trainer):
         kwargs: as for the Trainer class.
 
     Attributes:
+        apart: makes the block in which the Trainer's own loss is computed, so that the model does
+            not add to it what `auxiliary` adds.
         supervised_head: the way to the loss in training; None takes it from the whole logits.
         packing: how flattened batches reach the model; None where all batches are padded.
     """
 
     objective: Objective | None
     auxiliary: tuple[AuxiliaryTerm, ...]
+    apart: Callable[[], AbstractContextManager[Any]]
     interruption: Interruption | None = None
     supervised_head: SupervisedHead | None = None
     packing: Packing | None = None
@@ -65,6 +69,7 @@ class ObjectiveTrainer(Trainer):
         """Build the trainer."""
         self.objective = objective
         self.auxiliary = tuple(auxiliary)
+        self.apart = contextlib.nullcontext
         self._parts_of_step: list[Tensor] = []
         self._evaluated: tuple[float, int] = (0.0, 0)
         super().__init__(*args, **kwargs)
@@ -124,9 +129,13 @@ class ObjectiveTrainer(Trainer):
         loss: Any
         outputs: Any = None
         if self.objective is None:
-            loss = super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
+            with self.apart():
+                loss = super().compute_loss(
+                    model,
+                    inputs,
+                    return_outputs=return_outputs,
+                    num_items_in_batch=num_items_in_batch,
+                )
             if return_outputs:
                 loss, outputs = loss
         else:
