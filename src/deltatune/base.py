@@ -1,20 +1,19 @@
-"""The base of a run: a model and its tokenizer, from safetensors only, without remote code."""
+"""The base of a run: a model and its processor, from safetensors only, without remote code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,16 +21,19 @@ from transformers.utils import logging as transformers_logging
 
 from deltatune.base_record import BaseRecord, base_record
 from deltatune.bridges.quiet import quiet
-from deltatune.errors import InputError
+from deltatune.data.tasks import TASKS
+from deltatune.errors import InputError, unknown_name
+from deltatune.guarded import guarded
 from deltatune.model_places import locate
+from deltatune.processors import Processor, load_processor
 from deltatune.seeds import seed_for
 
 __all__ = ["Base", "load_base", "locate", "without_dropout"]
 
-FRESH_HEAD_TASKS = ("classification", "regression")  # a head of their own is drawn and trains
-_CLASSES = {
+_CLASSES: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
     "regression": AutoModelForSequenceClassification,
+    "image_classification": AutoModelForImageClassification,
     "completion": AutoModelForCausalLM,
     "chat": AutoModelForCausalLM,
     "text": AutoModelForCausalLM,
@@ -44,17 +46,23 @@ class Base:
 
     Args:
         model: the model, in evaluation mode, every weight as stored (in the asked precision).
-        tokenizer: its own.
+        processor: its own: a tokenizer, or an image processor for a model that reads images.
         name: what the user gave.
         record: tells this base from others, in whatever precision it was loaded.
         new_weights: names of parameters that the checkpoint does not hold (a fresh head).
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     name: str
     record: BaseRecord
     new_weights: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor of a base that reads text."""
+        assert isinstance(self.processor, PreTrainedTokenizerBase), "the task reads text"
+        return self.processor
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +80,7 @@ def load_base(
     seed: int = 0,
     device: torch.device | None = None,
 ) -> Base:
-    """Load a model for a data task, and its tokenizer.
+    """Load a model for a data task, and its tokenizer or image processor.
 
     Args:
         name: folder, Hugging Face name, `package:NAME` or `deltatune/NAME`.
@@ -86,25 +94,25 @@ def load_base(
     Raises:
         InputError: anything that keeps the model from loading safely.
     """
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
     place = locate(name)
-    config = _guarded(
+    config = guarded(
         place, allow_remote_code, lambda **options: AutoConfig.from_pretrained(place, **options)
     )
-    tokenizer = _guarded(
-        place, allow_remote_code, lambda **options: AutoTokenizer.from_pretrained(place, **options)
-    )
-    if task not in _CLASSES:
-        raise InputError(f"task {task!r} has no model class: choose one of {', '.join(_CLASSES)}")
+    processor = load_processor(place, config, task, allow_remote_code)
     _set_labels(config, task, label_names)
     model, new_weights = _load_weights(place, config, task, precision, allow_remote_code, seed)
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = _pad_token_id(tokenizer)
+    if isinstance(processor, PreTrainedTokenizerBase) and (
+        getattr(model.config, "pad_token_id", None) is None
+    ):
+        model.config.pad_token_id = _pad_token_id(processor)
     record = base_record(model, str(name))
     if device is not None:
         nn.Module.to(model, device)
     return Base(
         model=model.eval(),
-        tokenizer=tokenizer,
+        processor=processor,
         name=str(name),
         record=record,
         new_weights=new_weights,
@@ -117,9 +125,9 @@ def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _set_labels(config: Any, task: str, label_names: Sequence[str]) -> None:
-    if task == "regression":
+    if TASKS[task].answers == "number":
         config.num_labels, config.problem_type = 1, "regression"
-    if task == "classification":
+    if TASKS[task].answers == "class":
         config.num_labels, config.problem_type = len(label_names), "single_label_classification"
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
@@ -134,7 +142,7 @@ def _load_weights(
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "head"))
-            model, report = _guarded(
+            model, report = guarded(
                 place,
                 allow_remote_code,
                 lambda **options: _CLASSES[task].from_pretrained(
@@ -143,7 +151,7 @@ def _load_weights(
                     dtype=getattr(torch, precision),
                     use_safetensors=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=task in FRESH_HEAD_TASKS,
+                    ignore_mismatched_sizes=TASKS[task].has_fresh_head,
                     **options,
                 ),
             )
@@ -151,54 +159,13 @@ def _load_weights(
         transformers_logging.set_verbosity(verbosity)
     missing = {str(key) for key in report["missing_keys"]}
     replaced = {str(key[0]) for key in report.get("mismatched_keys", ())}
-    if task not in FRESH_HEAD_TASKS and missing:
+    if not TASKS[task].has_fresh_head and missing:
         raise InputError(
             f"the checkpoint of {place!r} lacks {sorted(missing)[0]} and {len(missing) - 1} more, "
             f"which {type(model).__name__} needs: take a model that was trained to continue text, "
             f"or give data with a label column"
         )
     return model, tuple(sorted(missing | replaced))
-
-
-def _guarded(place: str, allow_remote_code: bool, load: Callable[..., Any]) -> Any:
-    """Run one load of transformers and turn what it raises into one clear line."""
-    try:
-        return load(trust_remote_code=allow_remote_code)
-    except SafetensorError as error:
-        raise InputError(
-            f"the weights of model {place!r} are not whole safetensors files ({error}): fetch or "
-            f"save them again"
-        ) from error
-    except RuntimeError as error:
-        if "mismatched" not in str(error):
-            raise
-        raise InputError(
-            f"the weights of model {place!r} have other shapes than its config.json says: give the "
-            f"config.json that belongs to them"
-        ) from error
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())
-        if "Unrecognized configuration class" in text:
-            raise InputError(
-                f"model {place!r} is of a type that transformers has no model for this task of: "
-                f"give one that generates text from left to right for prompts, chats and texts, or "
-                f"labelled data"
-            ) from error
-        if "trust_remote_code" in text:
-            raise InputError(
-                f"model {place!r} comes with code of its own, which is not run: pass "
-                f"--allow-remote-code (allow_remote_code=True) if you trust its author"
-            ) from error
-        if not Path(place).is_dir() and isinstance(error, OSError):
-            raise InputError(
-                f"model {place!r} is neither a folder here nor a model that can be fetched: "
-                f"check the name, or give the path of a folder with config.json"
-            ) from error
-        raise InputError(f"model {place!r} does not load: {_shortened(text)}") from error
-
-
-def _shortened(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -11,13 +11,17 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from deltatune.adapter_record import AdapterRecord
 from deltatune.base import Base, load_base
 from deltatune.bridges.carriers import Carrier, carrier_of
 from deltatune.bridges.quiet import quiet
+from deltatune.data.images import random_image
 from deltatune.errors import InputError, NotMergeable, WorkError, unknown_name
 from deltatune.files import replace_folder_atomically
+from deltatune.inputs import pixels_for
+from deltatune.processors import Processor
 from deltatune.recipe import Recipe
 from deltatune.run_folder import RunFolder
 from deltatune.seeds import generator_for
@@ -131,7 +135,7 @@ def export(
     """Write a finished run's model for other tools, and prove that it is the trained one.
 
     The result is computed in float32 on the original weights, reloaded from what was written, and
-    compared with the trained model on fixed random token sequences.
+    compared with the trained model on fixed random token sequences or images.
 
     Args:
         folder: of the run.
@@ -165,11 +169,11 @@ def _written(trained: _Trained, to: str, target: Path, tolerance: float) -> Expo
     """Write, reload, compare; the folder appears only if all went well."""
     write, reload = _WRITERS[to]
     base = trained.base()
-    probe = _probe(base.model)
+    probe = _probe(base)
     model = trained.on(base)
     wanted = _logits(model, probe)
     with replace_folder_atomically(target) as temporary:
-        write(trained, model, base.tokenizer, temporary)
+        write(trained, model, base.processor, temporary)
         del model, base  # the reloaded model shall be the only one in memory
         given = _logits(reload(trained, temporary), probe)
         result = Exported(
@@ -186,8 +190,16 @@ def _written(trained: _Trained, to: str, target: Path, tolerance: float) -> Expo
     return result
 
 
-def _probe(model: nn.Module, sequences: int = 4, length: int = 32) -> Tensor:
-    """Return fixed random token ids, `(sequences, length)`, as a tokenizer could give them.
+def _probe(base: Base) -> dict[str, Tensor]:
+    """Return fixed random inputs, as the base's own processor could give them."""
+    if isinstance(base.processor, PreTrainedTokenizerBase):
+        ids = _random_tokens(base.model)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return pixels_for(base)([{"image": random_image(number)} for number in range(4)])
+
+
+def _random_tokens(model: nn.Module, sequences: int = 4, length: int = 32) -> Tensor:
+    """Return fixed random token ids, `(sequences, length)`.
 
     The end token stands at the end and nowhere else: models such as T5 look for it to classify.
     """
@@ -204,19 +216,19 @@ def _probe(model: nn.Module, sequences: int = 4, length: int = 32) -> Tensor:
     return probe
 
 
-def _logits(model: nn.Module, probe: Tensor) -> Tensor:
+def _logits(model: nn.Module, probe: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(input_ids=probe, attention_mask=torch.ones_like(probe)).logits
+        logits: Tensor = model(**probe).logits
     return logits.float()
 
 
-def _write_merged(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def _write_merged(trained: _Trained, model: nn.Module, processor: Processor, folder: Path) -> None:
     plain: Any = trained.carrier.merged(model)
     plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
-def _write_peft(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def _write_peft(trained: _Trained, model: nn.Module, processor: Processor, folder: Path) -> None:
     if trained.carrier.trains_base:
         raise NotMergeable(
             "in-place training changes the base's own weights and has no adapter that peft could "
@@ -226,7 +238,7 @@ def _write_peft(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Pat
     AdapterRecord.of(folder, trained.record.base).save(folder)
 
 
-def _write_lora(trained: _Trained, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def _write_lora(trained: _Trained, model: nn.Module, processor: Processor, folder: Path) -> None:
     trained.carrier.save_as_lora(model, folder)
     AdapterRecord.of(folder, trained.record.base).save(folder)
 
@@ -245,7 +257,7 @@ def _reload_lora(trained: _Trained, folder: Path) -> nn.Module:
     return model
 
 
-_Writer = Callable[[_Trained, nn.Module, Any, Path], None]
+_Writer = Callable[[_Trained, nn.Module, Processor, Path], None]
 _Reloader = Callable[[_Trained, Path], nn.Module]
 _WRITERS: dict[str, tuple[_Writer, _Reloader]] = {
     "merged": (_write_merged, _reload_merged),

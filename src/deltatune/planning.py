@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from deltatune.base import FRESH_HEAD_TASKS, Base, load_base, without_dropout
+from deltatune.base import Base, load_base, without_dropout
 from deltatune.base_record import BaseRecord
 from deltatune.bridges import applying
 from deltatune.bridges.carriers import Carrier, carrier_of
@@ -21,10 +21,11 @@ from deltatune.causality import check_causal
 from deltatune.comparison import costs
 from deltatune.coverage import Coverage
 from deltatune.data.calibration_batches import CalibrationBatches
-from deltatune.data.encoding import Collator, Encoded, encode
+from deltatune.data.encoding import Encoded
 from deltatune.data.loading import Examples, load
-from deltatune.data.showing import show_example
+from deltatune.data.tasks import TASKS
 from deltatune.errors import InputError
+from deltatune.inputs import Collate, inputs_of
 from deltatune.objectives.chosen import objective_for
 from deltatune.optimizers import check_can_run
 from deltatune.part import Selection
@@ -36,9 +37,10 @@ from deltatune.updates.update import Group
 
 __all__ = ["Plan", "device", "plan"]
 
-TASK_TYPES = {
+TASK_TYPES: dict[str, str | None] = {
     "classification": "SEQ_CLS",
     "regression": "SEQ_CLS",
+    "image_classification": None,  # peft's wrappers for its tasks hand on token ids
     "completion": "CAUSAL_LM",
     "chat": "CAUSAL_LM",
     "text": "CAUSAL_LM",
@@ -53,7 +55,7 @@ class Plan:
         recipe: the recipe.
         base: what was loaded; its model object is the one inside `model`.
         carrier: put the delta in, and can take it out.
-        encoded: token ids of every split.
+        encoded: token ids or images of every split.
         sites: of the base.
         selection: where the delta lives.
         covered: what the selection matched.
@@ -76,7 +78,7 @@ class Plan:
     covered: Coverage
     model: nn.Module
     objective: Any
-    collate: Collator
+    collate: Collate
     groups: tuple[Group, ...]
     inputs: Mapping[str, Any]
     meter: costs.CostMeter
@@ -97,7 +99,7 @@ class Plan:
     @property
     def keeps_all_logits(self) -> bool:
         """Whether a forward pass gives logits of every token: `(batch, seq, vocab)` is large."""
-        return self.encoded.task not in FRESH_HEAD_TASKS
+        return not TASKS[self.encoded.task].has_fresh_head
 
     @property
     def evaluated_split(self) -> str:
@@ -129,12 +131,12 @@ class Plan:
             total: torch.Tensor = self.objective.total(model(**given), batch)
             return total
 
-        sequences, length = batch["input_ids"].shape
+        _, positions = self.collate.tokens_in(batch)
         predicted = costs.predicted_costs(
             self.model,
             self.sites,
-            sequences=sequences,
-            sequence_length=length,
+            sequences=len(rows),
+            sequence_length=positions // len(rows),
             optimizer=self.recipe.optimizer.name,
             options=self.recipe.optimizer.options,
         )
@@ -172,8 +174,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     if not recipe.training.base_dropout:
         without_dropout(base.model)
     meter = costs.CostMeter(device())
-    encoded = _encoded(examples, base, recipe, console)
-    collate = Collator(base.tokenizer)
+    encoded, collate = inputs_of(examples, base, recipe.training, console)
     objective = objective_for(recipe.objective, examples.task)
     calibration = applying.calibration_on(
         recipe, CalibrationBatches(encoded.splits["train"], collate, recipe.training), objective
@@ -235,17 +236,6 @@ def _loader(
     )
 
 
-def _encoded(examples: Examples, base: Base, recipe: Recipe, console: Console) -> Encoded:
-    """Turn examples into tokens, show what carries loss, and pass the supervision gate."""
-    encoded = encode(examples, base.tokenizer, max_length=_length(recipe, base, console))
-    console.print(encoded.supervision.table())
-    for note in encoded.supervision.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    encoded.supervision.check()
-    console.print("first example:", show_example(encoded, base.tokenizer))
-    return encoded
-
-
 def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]:
     trained = trained_parameters(model, sites)
     check_optimizer(recipe.optimizer, trained)
@@ -258,17 +248,8 @@ def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]
     )
 
 
-def _length(recipe: Recipe, base: Base, console: Console) -> int:
-    """Cut the asked length to what the model has positions for, and say so."""
-    asked = recipe.training.max_length
-    allowed = getattr(base.model.config, "max_position_embeddings", None) or asked
-    if asked > allowed:
-        console.print(f"max_length {asked} is cut to {allowed}, the positions that the model has")
-    return min(asked, allowed)
-
-
 def _fresh_head(sites: Sites, task: str) -> tuple[str, ...]:
     """Return the top modules of the head, which has to train for a task of its own."""
-    if task not in FRESH_HEAD_TASKS:
+    if not TASKS[task].has_fresh_head:
         return ()
     return tuple(dict.fromkeys(site.module.split(".")[0] for site in sites.with_roles("head")))

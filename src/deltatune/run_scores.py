@@ -34,10 +34,11 @@ def before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
     try:
         with plan.carrier.disabled(plan.model):  # a prefix acts from its random start on
             scores = _evaluate(plan)
-    except ValueError as error:  # how models of transformers refuse tokens that they cannot take
+    except ValueError as error:  # how models of transformers refuse inputs that they cannot take
         raise InputError(
             f"model {plan.inputs['model']!r} refuses the examples of {plan.evaluated_split}: "
-            f"{' '.join(str(error).split()).rstrip('.')}: check that its tokenizer belongs to it"
+            f"{' '.join(str(error).split()).rstrip('.')}: check that its "
+            f"tokenizer or image processor belongs to it"
         ) from error
     for name, value in scores.not_finite().items():
         raise InputError(

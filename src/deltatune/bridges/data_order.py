@@ -32,7 +32,8 @@ class DataOrder(Sampler[int]):
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
-        self.groups_by_length = groups_by_length
+        # Sorting examples of one length, such as images, would only undo the shuffling.
+        self.groups_by_length = groups_by_length and len(set(lengths)) > 1
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -12,6 +12,7 @@ from deltatune.bridges.packing import Packing, choose
 from deltatune.bridges.start_checks import supervised_head
 from deltatune.bridges.supervised_head import SupervisedHead
 from deltatune.data.collating import Collator
+from deltatune.data.image_encoding import ImageCollator
 from deltatune.data.packing import PackingCollator
 from deltatune.errors import NotComposable
 from deltatune.objectives.objective import Objective, RowObjective
@@ -40,7 +41,7 @@ class LeanBatches:
 def lean_batches(
     model: nn.Module,
     objective: Objective,
-    collate: Collator,
+    collate: Collator | ImageCollator,
     training: Training,
     lengths: Sequence[int],
 ) -> LeanBatches:
@@ -62,6 +63,8 @@ def lean_batches(
                 f"training.packing=on and the objective {type(objective).__name__} cannot act "
                 f"together, since it reads whole sequences: leave packing at auto"
             )
+        return LeanBatches(collate=collate)
+    if not isinstance(collate, Collator):
         return LeanBatches(collate=collate)
     head, why_not = supervised_head(model, objective)
     notes = [] if head else [f"output head: logits of all tokens are formed, since {why_not}"]

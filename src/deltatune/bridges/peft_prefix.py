@@ -83,6 +83,7 @@ class PrefixCarrier(AdapterCarrier):
         """
         _check_selection(injection)
         _check_heads(injection.trained_modules)
+        _check_inputs(base)
         config: Any = copy.deepcopy(self.delta)
         config.task_type = injection.task_type
         with torch.random.fork_rng(devices=[]):
@@ -149,6 +150,15 @@ def _check_heads(trained_modules: Sequence[str]) -> None:
                 f"peft trains no head named {name!r} beside a prefix, only "
                 f"{' or '.join(HEADS)}: take another delta, such as low_rank"
             )
+
+
+def _check_inputs(base: nn.Module) -> None:
+    reads = getattr(base, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise NotComposable(
+            f"prefix tuning and {type(base).__name__} cannot act together: a prefix stands before "
+            f"tokens of text, and the model reads {reads}; take another delta, such as low_rank"
+        )
 
 
 def _check_acts(model: Any, base: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from deltatune.bridges.rhythm import keep_rhythm
 from deltatune.bridges.trainer import with_objective
 from deltatune.comparison.costs import CostMeter
 from deltatune.data.collating import Collator
+from deltatune.data.image_encoding import ImageCollator
 from deltatune.recipe import Recipe
 from deltatune.settings import Training
 from deltatune.sites import Sites
@@ -34,6 +35,7 @@ class _Metered(Trainer):
     """A Trainer that tells a cost meter how many tokens each step took."""
 
     data_order: DataOrder
+    tokens_in: Callable[[Mapping[str, Tensor]], tuple[int, int]]
     tokens_of_step = 0
     padded_tokens_of_step = 0
 
@@ -41,13 +43,16 @@ class _Metered(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None
     ) -> Tensor:
         """Count the micro-batch's tokens, then train on it."""
-        mask = inputs.get("attention_mask")
-        padded = inputs["input_ids"].numel() if "input_ids" in inputs else 0
-        tokens = int(mask.sum()) if mask is not None else padded
+        tokens, padded = self.tokens_in(inputs)
         self.tokens_of_step += tokens
         self.padded_tokens_of_step += padded
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        # transformers' own way would count the numbers of an image.
+        tokens = torch.tensor(self.tokens_in(inputs)[0], device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: Trainer's guess asks all parameters at every step, and `costs.json` counts."""
@@ -105,9 +110,9 @@ def arguments(recipe: Recipe, folder: Path, *, trains_base: bool) -> TrainingArg
     )
 
 
-def _order(training: Training, examples: Any) -> DataOrder:
+def _order(training: Training, examples: Any, collate: Collator | ImageCollator) -> DataOrder:
     return DataOrder(
-        [len(ids) for ids in examples["input_ids"]],
+        collate.lengths(examples),
         batch_size=training.batch_size,
         seed=training.seed,
         groups_by_length=training.groups_by_length,
@@ -130,7 +135,7 @@ def _bound(training: Training, examples: int, args: TrainingArguments) -> int:
 def session(
     model: nn.Module,
     examples: Any,
-    collate: Collator,
+    collate: Collator | ImageCollator,
     recipe: Recipe,
     sites: Sites,
     *,
@@ -149,7 +154,7 @@ def session(
     trainer_class: Any = with_objective(with_exact_checkpoints(_Metered))
     args = arguments(recipe, folder, trains_base=trains_base)
     args.max_steps = _bound(recipe.training, len(examples), args)
-    order = _order(recipe.training, examples)
+    order = _order(recipe.training, examples, collate)
     lean = (
         lean_batches(model, objective, collate, recipe.training, order.lengths)
         if args.n_gpu <= 1  # data parallelism in one process divides rows, and there may be one
@@ -169,6 +174,7 @@ def session(
     trainer.packing = lean.packing
     trainer.notes = lean.notes
     trainer.data_order = order
+    trainer.tokens_in = collate.tokens_in
     trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
     trainer.add_callback(_MeterCallback(trainer, meter))
     attach_optimizer(

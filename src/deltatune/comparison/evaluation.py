@@ -66,7 +66,7 @@ def evaluate(
 
     Args:
         model: gives `logits`, `(batch, labels)` or `(batch, seq, vocab)`.
-        examples: encoded rows with `input_ids` and `labels`.
+        examples: encoded rows with `input_ids` or `image`, and `labels`.
         collate: rows -> batch of tensors.
         task: a task of `deltatune.data`.
         split: name, for the record.
@@ -80,7 +80,7 @@ def evaluate(
     number = min(len(examples), at_most) if at_most else len(examples)
     if number == 0:
         raise InputError(f"the {split} split is empty: give at least one example")
-    lengths = [len(examples[i]["input_ids"]) for i in range(number)]
+    lengths = [len(examples[i].get("input_ids", ())) for i in range(number)]  # 0 of an image
     order = sorted(range(number), key=lambda i: (lengths[i], i))
     score, summarize = _TASKS[task]
     items: list[Mapping[str, Any]] = [{}] * number
@@ -229,6 +229,7 @@ _Items = Callable[[Tensor, Tensor], list[dict[str, Any]]]
 _Metrics = Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
 _TASKS: dict[str, tuple[_Items, _Metrics]] = {
     "classification": (_classification_items, _classification_metrics),
+    "image_classification": (_classification_items, _classification_metrics),
     "regression": (_regression_items, _regression_metrics),
     "completion": (_token_items, _token_metrics),
     "chat": (_token_items, _token_metrics),

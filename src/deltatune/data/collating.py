@@ -54,6 +54,14 @@ class Collator:
             batch["labels"] = _labels([feature["labels"] for feature in features])
         return batch
 
+    def lengths(self, examples: Any) -> list[int]:
+        """Return the tokens of every example of a split."""
+        return [len(ids) for ids in examples["input_ids"]]
+
+    def tokens_in(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Return the tokens of a batch without and with padding."""
+        return int(batch["attention_mask"].sum()), batch["input_ids"].numel()
+
 
 def _padded(rows: Sequence[list[int]], filling: int) -> Tensor:
     length = max(map(len, rows))

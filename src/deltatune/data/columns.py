@@ -6,26 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import datasets
 
+from deltatune.data.images import is_image_column
+from deltatune.data.tasks import TASKS
 from deltatune.errors import InputError, unknown_name
 
-__all__ = ["LITERAL", "ROLES", "TASKS", "assign_roles"]
+__all__ = ["LITERAL", "ROLES", "assign_roles"]
 
-# task -> the roles it needs; the rest of ROLES is optional
-TASKS: dict[str, tuple[str, ...]] = {
-    "classification": ("text", "label"),
-    "regression": ("text", "label"),
-    "completion": ("prompt", "completion"),
-    "chat": ("messages",),
-    "text": ("text",),
-}
-OPTIONAL: dict[str, tuple[str, ...]] = {
-    "classification": ("second_text",),
-    "regression": ("second_text",),
-    "completion": ("context",),
-    "chat": (),
-    "text": (),
-}
-ROLES = ("text", "second_text", "label", "prompt", "context", "completion", "messages")
+ROLES = (
+    "image", "text", "second_text", "label", "prompt", "context", "completion", "messages",
+)  # fmt: skip
 
 # Tiers: a name of an earlier tier wins; two names of one tier are a question for the user.
 LABELS = (
@@ -47,6 +36,7 @@ TEXTS = (
     ("sentence",),
     ("content", "review", "document", "body", "comment", "tweet", "utterance", "message", "code"),
 )
+IMAGES = (("image", "images"), ("img", "picture", "photo"))
 MESSAGES = (("messages",), ("conversations", "conversation"), ("dialog", "dialogue"))
 TEXT_PAIRS = (
     ("sentence1", "sentence2"),
@@ -88,7 +78,7 @@ def assign_roles(
     Args:
         features: the columns of the training split.
         given: role -> column, as the user said; wins over every guess.
-        task: a name of `TASKS`, or None to guess it.
+        task: a name of `tasks.TASKS`, or None to guess it.
 
     Returns:
         The task (None where a label column leaves classification or regression open) and the roles.
@@ -104,12 +94,12 @@ def assign_roles(
             raise unknown_name("column role", role, ROLES)
         if column not in features:
             raise unknown_name("column", column, features)
-    kind = task or _task_of_roles(given)
+    kind = task or _task_of_roles(features, given)
     if kind is None:
         kind, guessed = _guess_task(features, given)
     else:
         guessed = _guess_for(kind, features, given)
-    allowed = TASKS[kind] + OPTIONAL[kind]
+    allowed = TASKS[kind].roles + TASKS[kind].optional
     for role in given:
         if role not in allowed:
             raise InputError(
@@ -121,7 +111,9 @@ def assign_roles(
     return (None if is_open else kind), roles
 
 
-def _task_of_roles(given: Mapping[str, str]) -> str | None:
+def _task_of_roles(features: datasets.Features, given: Mapping[str, str]) -> str | None:
+    if "image" in given or (given.keys() == {"label"} and _reads_images(features)):
+        return "image_classification"
     if "messages" in given:
         return "chat"
     if given.keys() & {"prompt", "completion", "context"}:
@@ -132,10 +124,12 @@ def _task_of_roles(given: Mapping[str, str]) -> str | None:
 def _guess_task(
     features: datasets.Features, given: Mapping[str, str]
 ) -> tuple[str, dict[str, str]]:
-    """Read the columns as the first task that fits: chat, completion, labelled texts, texts.
+    """Read the columns as the first task that fits: images, chat, completion, classes, texts.
 
-    The only role that can be given here is the text, which ends the first two readings.
+    The only role that can be given here is the text, which ends the first three readings.
     """
+    if not given and _reads_images(features):
+        return "image_classification", _guess_labelled_images(features, given)
     messages = {} if given else _guess_messages(features)
     if messages:
         return "chat", messages
@@ -162,12 +156,42 @@ def _guess_for(task: str, features: datasets.Features, given: Mapping[str, str])
             guessed.pop("context", None)
     elif task == "text":
         guessed = _guess_text(features, given)
+    elif TASKS[task].reads == "image":
+        guessed = _guess_labelled_images(features, given)
     else:
         guessed = _guess_labelled(features, given)
-    for role in TASKS[task]:
+    for role in TASKS[task].roles:
         if role not in given and role not in guessed:
             raise _unclear(role, list(features))
     return guessed
+
+
+def _reads_images(features: datasets.Features) -> bool:
+    """Tell whether there is a column of images and none that is known to be the text."""
+    has_images = any(is_image_column(features[name]) for name in features)
+    known = {name for tier in TEXTS for name in tier}
+    texts = [name for name in _texts(features) if name.lower() in known]
+    if has_images and texts:
+        raise InputError(
+            f"columns {', '.join(features)} hold images and {texts[0]}: give the task, "
+            "image_classification or another"
+        )
+    return has_images
+
+
+def _guess_labelled_images(features: datasets.Features, given: Mapping[str, str]) -> dict[str, str]:
+    label = given.get("label") or _from_tiers("label", LABELS, list(features))
+    if label is None:
+        raise _unclear("label", list(features))
+    if "image" in given:
+        return {"label": label}
+    images = [name for name in features if is_image_column(features[name])]
+    image = _from_tiers("image", IMAGES, images) or _from_tiers("image", IMAGES, list(features))
+    if image is None and len(images) == 1:
+        image = images[0]
+    if image is None:
+        raise _unclear("image", list(features))
+    return {"image": image, "label": label}
 
 
 def _guess_messages(features: datasets.Features) -> dict[str, str]:

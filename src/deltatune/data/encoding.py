@@ -17,6 +17,7 @@ from deltatune.data.conversations import Conversations
 from deltatune.data.loading import Examples
 from deltatune.data.supervision import Supervision
 from deltatune.data.tallying import Tally, notes_of
+from deltatune.data.tasks import TASKS
 from deltatune.data.tokens import Columns, Segment, Tokens, end_token, leading_tokens
 from deltatune.errors import InputError
 
@@ -28,13 +29,13 @@ SMALLEST_BLOCK = 2  # one token predicts nothing
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Token batches in waiting.
+    """Batches in waiting: tokens, or images that become pixels batch by batch.
 
     Args:
         task: of the examples.
         splits: the splits of the examples, with columns `input_ids`, `token_type_ids` where the
-            tokenizer has them, and `labels`: a class id, a number, or one id per token with -100
-            where no loss is (not shifted). Row order is kept.
+            tokenizer has them, or `image`, and `labels`: a class id, a number, or one id per token
+            with -100 where no loss is (not shifted). Row order is kept.
         supervision: what carries loss; call its `check()` before training.
         label_names: of the classes, index = class id.
     """
@@ -46,7 +47,7 @@ class Encoded:
 
     def uniform_loss(self) -> float | None:
         """Return the loss of the predictor that knows nothing, ln C; None without classes."""
-        is_classified = self.task == "classification"
+        is_classified = TASKS[self.task].answers == "class"
         return math.log(max(len(self.label_names), 2)) if is_classified else None
 
 

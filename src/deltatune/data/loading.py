@@ -13,10 +13,12 @@ import pyarrow as pa
 from rich.markup import escape
 from rich.table import Table
 
+from deltatune.data import images
 from deltatune.data.columns import LITERAL, assign_roles
 from deltatune.data.labels import encode_labels
 from deltatune.data.rows import prepared_column
 from deltatune.data.sources import SPLIT_NAMES, Source, open_source
+from deltatune.data.tasks import TASKS
 from deltatune.data.yardstick import Yardstick
 from deltatune.errors import InputError
 
@@ -29,10 +31,10 @@ OUTPUT_ROLES = ("label", "completion")
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Checked rows of one task, not yet tokens.
+    """Checked rows of one task, not yet tokens or pixels.
 
     Args:
-        task: "classification", "regression", "completion", "chat" or "text".
+        task: a name of `tasks.TASKS`.
         columns: role -> column name; the splits hold these columns and no others.
         splits: "train", and "validation" and "test" where there are any. Labels are class ids
             (int64) or numbers (float64).
@@ -64,7 +66,8 @@ class Examples:
             table.add_column(heading, overflow="fold")
         first = self.splits["train"][0]
         for role, column in self.columns.items():
-            shown = _shown(first[column], self.label_names if role == "label" else ())
+            names = self.label_names if role == "label" else ()
+            shown = _shown(first[column], names, is_image=role == "image")
             table.add_row(role, column, escape(shown))
         return table
 
@@ -87,7 +90,7 @@ def load(
     Args:
         source: a file, folder, Hugging Face name or Python object; see `sources.open_source`.
         columns: role -> column name, for roles that cannot or should not be guessed.
-        task: one of `columns.TASKS`, or None to tell it from the columns and labels.
+        task: one of `tasks.TASKS`, or None to tell it from the columns and labels.
         validation_fraction: part of the training rows, in [0, 1); 0 splits nothing off.
         seed: of the split.
 
@@ -113,9 +116,12 @@ def load(
     label_names: tuple[str, ...] = ()
     if "label" in roles:
         labels = {split: table["label"] for split, table in tables.items()}
-        known_task, encoded, label_names = encode_labels(
-            labels, features[roles["label"]], known_task, roles["label"]
+        reads_images = known_task is not None and TASKS[known_task].reads == "image"
+        asked = "classification" if reads_images else known_task
+        told, encoded, label_names = encode_labels(
+            labels, features[roles["label"]], asked, roles["label"]
         )
+        known_task = known_task or told
         for split, ids in encoded.items():
             tables[split]["label"] = ids
     assert known_task is not None, "only a label column leaves the task open"
@@ -145,7 +151,7 @@ def _finished(
     notes = opened.notes
     fingerprint = _fingerprint(tables, task, label_names)
     if "validation" not in tables and validation_fraction > 0:
-        classes = task == "classification"
+        classes = TASKS[task].answers == "class"
         tables, note = _with_validation(tables, validation_fraction, seed, keeps_classes=classes)
         notes = (*notes, note)
     separator = "\n" if task == "completion" and _is_broken_line(roles) else ""
@@ -180,6 +186,9 @@ def _is_broken_line(roles: Mapping[str, str]) -> bool:
 
 
 def _row_bytes(table: pa.Table) -> Iterator[bytes]:
+    if "image" in table.column_names:
+        place = table.column_names.index("image")
+        table = table.set_column(place, "image", images.digests(table.column("image")))
     for batch in table.to_batches(max_chunksize=ROWS_AT_A_TIME):
         for row in batch.to_pylist():
             yield json.dumps(_plain(row), ensure_ascii=False, sort_keys=True).encode()
@@ -225,7 +234,9 @@ def _with_validation(
     return parts, f"{len(chosen)} of {len(keys)} training rows were split off for validation"
 
 
-def _shown(value: Any, label_names: Sequence[str]) -> str:
+def _shown(value: Any, label_names: Sequence[str], *, is_image: bool = False) -> str:
+    if is_image:
+        return images.shown(value)
     if label_names and isinstance(value, int):
         return f"{label_names[value]!r} (one of {len(label_names)} classes)"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

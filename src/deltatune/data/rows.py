@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deltatune.data.images import checked_images
 from deltatune.errors import InputError
 
 __all__ = ["CHAT_ROLES", "conversation", "prepared_column"]
@@ -29,7 +30,7 @@ def prepared_column(rows: datasets.Dataset, role: str, column: str, split: str) 
     """Return one column of a split, checked and in the one form that the rest of the code knows.
 
     Texts become strings (numbers are written out), turns of a chat become objects with `role` and
-    `content`; labels stay as they are, without nulls.
+    `content`; labels and images stay as they are, without nulls.
 
     Raises:
         InputError: a row lacks the field, is empty, or holds another kind of value.
@@ -49,6 +50,8 @@ def prepared_column(rows: datasets.Dataset, role: str, column: str, split: str) 
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
             _refuse_rows(_is_blank(values), f"an empty {column!r}, the label", split)
         return values
+    if role == "image":
+        return checked_images(values, column, split)
     if role == "messages":
         return _conversations(values, column, split)
     texts = _texts(values, role, column, split)

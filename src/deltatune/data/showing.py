@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+from deltatune.data import images
 from deltatune.data.encoding import Encoded
 from deltatune.data.tokens import IGNORED
 
@@ -17,33 +19,44 @@ OTHER_STYLE = "dim"
 
 
 def show_example(
-    encoded: Encoded, tokenizer: PreTrainedTokenizerBase, *, split: str = "train", row: int = 0
+    encoded: Encoded,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+    *,
+    split: str = "train",
+    row: int = 0,
 ) -> Text:
     """Return the text of one example, special tokens included.
 
     What carries loss is green and stands between ⟦ and ⟧, so that it can also be told in a file.
-    For a labelled task the label follows the text.
+    For a labelled task the label follows the text or what is known of the image.
 
     Args:
         encoded: from `encode`.
-        tokenizer: the same as in `encode`.
+        processor: of the base; the same tokenizer as in `encode`.
         split: name of a split.
         row: index in that split, from 0.
     """
     example = encoded.splits[split][row]
-    ids, labels = example["input_ids"], example["labels"]
-    shown = Text()
+    labels = example["labels"]
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return _labelled(images.shown(example["image"]), labels, encoded)
     if not isinstance(labels, list):
-        shown.append(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)), OTHER_STYLE)
-        answer = encoded.label_names[labels] if encoded.label_names else f"{labels:g}"
-        return shown.append(f" ⟦{answer}⟧", SUPERVISED_STYLE)
-    pairs = zip(ids, labels, strict=True)
+        return _labelled(_decoded(processor, example["input_ids"]), labels, encoded)
+    shown = Text()
+    pairs = zip(example["input_ids"], labels, strict=True)
     for is_ignored, run in groupby(pairs, key=lambda pair: pair[1] == IGNORED):
-        text = str(
-            tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
-        )
+        text = _decoded(processor, [token for token, _ in run])
         if is_ignored:
             shown.append(text, OTHER_STYLE)
         else:
             shown.append(f"⟦{text}⟧", SUPERVISED_STYLE)
     return shown
+
+
+def _labelled(text: str, label: Any, encoded: Encoded) -> Text:
+    answer = encoded.label_names[label] if encoded.label_names else f"{label:g}"
+    return Text().append(text, OTHER_STYLE).append(f" ⟦{answer}⟧", SUPERVISED_STYLE)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

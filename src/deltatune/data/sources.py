@@ -14,7 +14,7 @@ import pyarrow as pa
 from huggingface_hub.errors import HfHubHTTPError
 
 from deltatune import hub, packaged_bases
-from deltatune.data import reading
+from deltatune.data import image_folders, images, reading
 from deltatune.data.offline import known_tasks
 from deltatune.data.yardstick import Yardstick
 from deltatune.errors import InputError, nearest_first
@@ -55,10 +55,10 @@ def open_source(source: Any) -> Source:
     """Open a path, a Hugging Face name, an offline task (`deltatune/NAME`) or a Python object.
 
     Args:
-        source: a file, a folder with `train.*` (and `validation.*`, `test.*`), a folder written
-            by `datasets`, a Hugging Face name (`owner/name` or `owner/name:configuration`), a
-            `datasets.Dataset` or `DatasetDict`, a list of mappings, or a mapping of split names to
-            those.
+        source: a file, a folder with `train.*` (and `validation.*`, `test.*`), a folder of images
+            (see `image_folders`), a folder written by `datasets`, a Hugging Face name (`owner/name`
+            or `owner/name:configuration`), a `datasets.Dataset` or `DatasetDict`, a list of
+            mappings, or a mapping of split names to those.
 
     Raises:
         InputError: nothing readable is there.
@@ -79,7 +79,8 @@ def _dataset(rows: Any, where: str) -> datasets.Dataset:
         found = rows
     elif isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
         places = [f"row {number}" for number in range(1, len(rows) + 1)]
-        found = datasets.Dataset(reading.table_of(rows, where, places))
+        stored = images.with_stored_images(rows)
+        found = datasets.Dataset(reading.table_of(stored, where, places))
     else:
         raise InputError(
             f"{where} is a {type(rows).__name__}, which cannot be read: give a path, a Hugging "
@@ -132,6 +133,9 @@ def _open_folder(path: Path, name: str) -> Source:
         split = _split_of(file)
         if split is not None:
             found.setdefault(split, []).append(file)
+    if "train" not in found and image_folders.are_in(path):
+        tables = image_folders.read(path)
+        return _named_splits(name, {part: datasets.Dataset(t) for part, t in tables.items()})
     if "train" not in found:
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise InputError(

@@ -74,7 +74,7 @@ class Supervision:
 
     Args:
         task: of the examples.
-        max_length: tokens per example at most.
+        max_length: tokens per example at most; 0 where examples are images, which are never cut.
         splits: split -> counts.
         template: whose chat template made the tokens; empty for other tasks.
         supervises_prompt: whether the user asked for loss on prompts too.
@@ -157,15 +157,17 @@ class Supervision:
     def table(self) -> Table:
         """Show the counts: per role for token tasks, per class for labelled ones."""
         is_labelled = not any(counts.roles for counts in self.splits.values())
-        title = f"supervision at max_length {self.max_length}"
+        title = f"supervision at max_length {self.max_length}" if self.max_length else "supervision"
         table = Table(title=title, title_justify="left")
         names = ("class", "examples", "share") if is_labelled else ("role", "tokens", "carry loss")
-        for heading in ("split", "examples", "cut", "longest", *names):
+        lengths = ("cut", "longest") if self.max_length else ()
+        for heading in ("split", "examples", *lengths, *names):
             is_text = heading in ("split", names[0])
             justify: Literal["left", "right"] = "left" if is_text else "right"
             table.add_column(heading, justify=justify, no_wrap=heading == "split")
         for split, counts in self.splits.items():
-            head = [split, *(f"{n:,}" for n in (counts.examples, counts.truncated, counts.longest))]
+            numbers = (counts.examples, counts.truncated, counts.longest)[: 1 + len(lengths)]
+            head = [split, *(f"{number:,}" for number in numbers)]
             for row in _class_rows(counts) if is_labelled else _role_rows(counts):
                 table.add_row(*head, *row)
                 head = [""] * len(head)

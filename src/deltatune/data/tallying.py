@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.data.supervision import RoleCount, SplitSupervision, Supervision
 from deltatune.data.tokens import Tokens, doubled_token
 
-__all__ = ["Tally", "notes_of"]
+__all__ = ["Tally", "missing_labels", "notes_of"]
 
 
 class Tally:
@@ -101,7 +101,7 @@ def notes_of(supervision: Supervision, tokenizer: PreTrainedTokenizerBase) -> li
             notes.append(
                 f"{counts.unsupervised} {split} examples are left out: the cut took all their loss"
             )
-        missing = _missing(supervision.splits["train"].labels, counts.labels)
+        missing = missing_labels(supervision.splits["train"].labels, counts.labels)
         if missing:
             notes.append(f"{split} never shows {', '.join(map(repr, missing))}")
     others = sorted(set(supervision.splits["train"].end_tokens) - {tokenizer.eos_token})
@@ -126,5 +126,6 @@ def notes_of(supervision: Supervision, tokenizer: PreTrainedTokenizerBase) -> li
     return notes
 
 
-def _missing(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+def missing_labels(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+    """Return the labels that one split shows and another never does."""
     return [name for name, count in expected.items() if count and not found.get(name)]

@@ -1,4 +1,4 @@
-"""Tell the class of a whole sequence."""
+"""Tell the class of a whole sequence or image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["SequenceClassification"]
 @declare("objectives", "sequence_classification")
 @dataclass(frozen=True, kw_only=True)
 class SequenceClassification:
-    """Sum of -log p(class | sequence) over the labelled sequences."""
+    """Sum of -log p(class | input) over the labelled sequences or images."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "image_classification")
     ignored_label: ClassVar[float] = -100
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
