@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import torch
 
+from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.minimal_pairs import LEVELS, Pair, squares
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.errors import InputError
@@ -41,7 +42,7 @@ def acceptability(sizes: Mapping[str, int], seed: int, difficulty: int) -> datas
     """
     found = _squares(seed, difficulty)
     splits = {}
-    for split in ("test", "validation", "train"):  # train takes what is left
+    for split in DRAWING_ORDER:
         rows = _rows(found, sizes[split])
         if len(rows) < sizes[split]:
             raise InputError(

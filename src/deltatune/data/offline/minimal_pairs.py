@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from deltatune.data.offline.distinct_examples import digits, without_repeats
+
 __all__ = ["LEVELS", "Pair", "Phenomenon", "squares"]
 
 Pair = tuple[str, str]  # good, bad
@@ -40,10 +42,8 @@ class Phenomenon:
 
     def square(self, number: int) -> Square | None:
         """Return the square of a frame; None where it would use a word twice."""
-        chosen = []
-        for slot in self.slots:
-            number, position = divmod(number, len(slot))
-            chosen.append(slot[position])
+        places = digits(number, bases=[len(slot) for slot in self.slots])
+        chosen = [slot[place] for slot, place in zip(self.slots, places, strict=True)]
         words = [choice for choice in chosen if isinstance(choice, Noun | str)]
         return self.write(*chosen) if len(set(words)) == len(words) else None
 
@@ -93,7 +93,7 @@ DEMONSTRATIVES = (("this", "these"), ("that", "those"))
 
 def squares(phenomenon: Phenomenon, generator: torch.Generator) -> Iterator[Square]:
     """Yield every square of a phenomenon once, in random order."""
-    for number in torch.randperm(phenomenon.number_of_frames, generator=generator).tolist():
+    for number in without_repeats(phenomenon.number_of_frames, generator):
         square = phenomenon.square(number)
         if square is not None:
             yield square
