@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltatune.errors import InputError
 from deltatune.objectives.objective import Objective
+from deltatune.training_mode import mode_kept
 
 __all__ = ["AT_ONCE", "Calibration", "left_alone"]
 
@@ -76,15 +77,12 @@ def _on(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
 @contextmanager
 def left_alone(model: nn.Module) -> Iterator[torch.device]:
     """Bring a model into evaluation mode, all frozen; give it back as it was; yield its device."""
-    modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     device = next(iter(flags)).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with mode_kept(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             model.eval().requires_grad_(False)
             yield device
         finally:
             for parameter, flag in flags.items():
                 parameter.requires_grad_(flag)
-            for module, mode in modes.items():
-                module.training = mode

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltatune.bridges.attention_implementations import AttentionImplementations
 from deltatune.errors import InputError
 from deltatune.part import Rows
 from deltatune.paths import components, first_index, shape_of_path
 from deltatune.role_maps import ATTENTION_ROLES
 from deltatune.sites import Site, Sites
+from deltatune.training_mode import evaluating
 
 __all__ = ["check_roles", "probe_roles"]
 
@@ -198,13 +200,10 @@ def _tokens(model: nn.Module) -> dict[str, Tensor]:
 def _eager(model: nn.Module) -> Iterator[None]:
     """Compute attention so that its probabilities exist, in evaluation mode."""
     untyped: Any = model
-    implementation = untyped.config._attn_implementation
-    modes = [(module, module.training) for module in model.modules()]
-    untyped.set_attn_implementation("eager")
-    model.eval()
-    try:
-        yield
-    finally:
-        untyped.set_attn_implementation(implementation)
-        for module, mode in modes:
-            module.training = mode
+    before = AttentionImplementations(model)
+    with evaluating(model):
+        try:
+            untyped.set_attn_implementation("eager")
+            yield
+        finally:
+            before.restore()

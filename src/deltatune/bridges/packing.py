@@ -12,9 +12,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from deltatune.bridges.start_checks import REFUSALS, difference, evaluating, random_documents
+from deltatune.bridges.attention_implementations import AttentionImplementations
+from deltatune.bridges.start_checks import REFUSALS, difference, random_documents
 from deltatune.bridges.supervised_head import causal_model
 from deltatune.data.packing import DOCUMENT_LENGTHS, flattened
+from deltatune.training_mode import evaluating
 
 __all__ = ["BY_DOCUMENT", "Packing", "choose"]
 
@@ -108,9 +110,9 @@ def choose(model: nn.Module, *, max_length: int) -> tuple[Packing | None, str]:
         inner = causal_model(model)
     except TypeError as error:
         return None, str(error)
-    before = str(inner.config._attn_implementation)
+    before = AttentionImplementations(inner)
     reason = ""
-    for packing in _ways(inner, before, max_length):
+    for packing in _ways(inner, str(inner.config._attn_implementation), max_length):
         inner.set_attn_implementation(packing.implementation)
         try:
             reason = _difference(model, packing)
@@ -118,7 +120,7 @@ def choose(model: nn.Module, *, max_length: int) -> tuple[Packing | None, str]:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         if not reason:
             return packing, ""
-        inner.set_attn_implementation(before)
+        before.restore()
     return None, reason
 
 

@@ -14,10 +14,10 @@ from torch.nn.utils import parametrize
 
 from deltatune.bridges.carrier import Injection
 from deltatune.bridges.peft_host import AdapterCarrier, adapted
-from deltatune.bridges.start_checks import evaluating
 from deltatune.errors import InputError, NotComposable, NotMergeable
 from deltatune.seeds import seed_for
 from deltatune.sites import split
+from deltatune.training_mode import evaluating
 
 __all__ = ["KeysAndValues", "PrefixCarrier"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from deltatune.bridges.supervised_head import SupervisedHead, bodies, causal_model
 from deltatune.objectives.objective import RowObjective
 from deltatune.seeds import generator_for
+from deltatune.training_mode import evaluating
 
-__all__ = ["REFUSALS", "difference", "evaluating", "random_documents", "supervised_head"]
+__all__ = ["REFUSALS", "difference", "random_documents", "supervised_head"]
 
 # What a model raises that cannot take a way: an argument, a shape or an output that it lacks.
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -32,19 +32,6 @@ def random_documents(model: nn.Module, lengths: Sequence[int] = LENGTHS) -> list
         torch.randint(vocabulary // 2, vocabulary, (1, length), generator=generator).to(on)
         for length in lengths
     ]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run without dropout and without gradients; put every module's mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def difference(logits: Tensor, plain: Tensor) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltatune.comparison.cost_prediction import predicted_costs
+from deltatune.training_mode import mode_kept
 
 __all__ = ["CostMeter", "count_flops", "flop_counter", "optimizer_bytes", "predicted_costs"]
 
@@ -159,14 +160,12 @@ def flop_counter() -> FlopCounterMode:
 
 @contextmanager
 def _as_before(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        yield
+        with mode_kept(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

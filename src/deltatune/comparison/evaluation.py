@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltatune.errors import InputError
+from deltatune.training_mode import evaluating
 
 __all__ = ["Evaluation", "evaluate", "is_constant_prediction", "label_entropy"]
 
@@ -104,14 +105,9 @@ def evaluate(
 
 @contextlib.contextmanager
 def _inference(model: nn.Module, autocast: bool) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device.type
-    try:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
-            yield
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
+        yield
 
 
 def _classification_items(logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
