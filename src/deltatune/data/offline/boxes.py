@@ -19,13 +19,16 @@ from deltatune.seeds import generator_for
 __all__ = ["LETTERS", "NUMBERS_OF_BOXES", "OBJECTS", "TASK", "BoxSample", "box_samples"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Things of a programmer's world: a base that has read nothing but code knows each as one token,
+# which is what work on a model's inside needs.
 OBJECTS = tuple(
-    "bag ball bell bird block board book bottle bowl brick brush button cable cake camera candle "
-    "card chain chair clock coat coin cup desk disk door drum egg engine fan feather file fish "
-    "flag flower fork frame glass glove hammer hat horn image jar key knife label ladder lamp leaf "
-    "letter lock magnet map mask match mirror nail needle note page paper pen pencil phone picture "
-    "pipe plant plate radio ring rope ruler shell shoe spoon stamp stone string table tag ticket "
-    "tool tree watch wheel window wire".split()
+    "archive array bar bit block buffer bug button byte cache character chunk code color column "
+    "dictionary document email entry event field file filter flag font frame function generator "
+    "grammar handle header index item iterator key keyword letter library line link list lock "
+    "log loop map mark match message method module name node number package patch path pattern "
+    "pipe port queue quote reader row script server sign signal slice socket spam stack string "
+    "tab table tag target thread token tree tuple variable widget window word wrapper "
+    "writer".split()
 )
 NUMBERS_OF_BOXES = (3, 5, 7)  # by difficulty; 7 are the paper's
 MARKS = ".,;:!?"
