@@ -12,9 +12,10 @@ import datasets
 import pytest
 import torch
 
-from deltatune.data.columns import TASKS, assign_roles
+from deltatune.data.columns import assign_roles
 from deltatune.data.offline import known_tasks
 from deltatune.data.offline.offline_task import SPLITS
+from deltatune.data.tasks import TASKS
 from deltatune.errors import InputError
 
 SIZES = {"train": 24, "validation": 8, "test": 12}
@@ -34,7 +35,7 @@ def built(name: str, difficulty: int = 0, seed: int = 0) -> datasets.DatasetDict
 
 
 def rows(dataset: datasets.DatasetDict) -> dict[str, list[dict[str, Any]]]:
-    return {split: dataset[split].to_list() for split in dataset}
+    return {str(split): dataset[split].to_list() for split in dataset}
 
 
 def inputs(name: str, difficulty: int, split: str) -> set[str]:

@@ -215,5 +215,5 @@ TASK = OfflineTask(
     columns={"prompt": "prompt", "completion": "completion"},
     build=_build,
     score=_score,
-    answer_tokens=64,
+    answer_tokens=40,
 )

@@ -55,9 +55,10 @@ class Story:
         lines = []
         for name, step in zip("xyz", self.steps, strict=False):
             left, sign, right = step.split()
-            values[name] = OPERATIONS[sign](values[left], values[right])
-            lines.append(f"{values[left]} {sign} {values[right]} = {values[name]}")
-        return [(line, values[name]) for name, line in zip("xyz", lines, strict=False)]
+            result = OPERATIONS[sign](values[left], values[right])
+            lines.append((f"{values[left]} {sign} {values[right]} = {result}", result))
+            values[name] = result
+        return lines
 
     def family(self) -> Family:
         """Return all examples of this kind: every name with every thing and all the numbers."""
@@ -115,7 +116,7 @@ LEVELS: tuple[tuple[Story, ...], ...] = (
             ("a + b", "x - c"),
         ),
         Story(
-            "{name} has {a} {things}, gives {b} away and later makes {c} new ones. "
+            "{name} has {a} {things}, gives {b} away and later finds {c} others. "
             "How many {things} does {name} have now?",
             ("a - b", "x + c"),
         ),
@@ -142,7 +143,7 @@ LEVELS: tuple[tuple[Story, ...], ...] = (
             ("a * b", "c * d", "x + y"),
         ),
         Story(
-            "Each day {name} makes {a} {things} and loses {b} of them. After {c} days {name} gives "
+            "Each day {name} finds {a} {things} and loses {b} of them. After {c} days {name} gives "
             "{d} {things} away. How many {things} are left?",
             ("a - b", "x * c", "y - d"),
         ),
