@@ -97,8 +97,8 @@ def box_samples(
         InputError: too few boxes, more of them than letters or objects, or an object twice.
 
     Source: Prakash, Shaham, Haklay, Belinkov, Bau 2024, "Fine-Tuning Enhances Existing Mechanisms:
-        A Case Study on Entity Tracking", arXiv 2402.14811, the prompts of section 3; the list of
-        objects is our own.
+        A Case Study on Entity Tracking", arXiv 2402.14811, the form of the prompts and seven boxes;
+        the objects and fewer boxes are our own.
     """
     _check(boxes, objects)
     return (
@@ -162,8 +162,11 @@ TASK = OfflineTask(
     kind="completion",
     base="deltatune/nano",
     metric="first word is the object",
-    # One who sees which objects there are, but not which box holds which, takes any of them.
-    levels=tuple(Level(what=f"{boxes} boxes", chance=1 / boxes) for boxes in NUMBERS_OF_BOXES),
+    # Stricter than a guess that never reads: it knows which objects there are, not what is where.
+    levels=tuple(
+        Level(what=f"{boxes} boxes; chance takes any object of the prompt", chance=1 / boxes)
+        for boxes in NUMBERS_OF_BOXES
+    ),
     difficulty=1,
     sizes={"train": 1500, "validation": 150, "test": 300},
     columns={"prompt": "prompt", "completion": "completion"},
