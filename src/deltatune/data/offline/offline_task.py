@@ -25,9 +25,10 @@ class Level:
 
     Args:
         what: what makes it this hard, in a few words.
-        chance: the metric of the best guess that never reads the input, in [0, 1].
+        chance: the metric of the best guess that never reads the input, in [0, 1]; of a loss, what
+            the uniform predictor has, in nats.
         ceiling: the metric of one who makes no mistake, in [0, 1]; below 1 where the examples
-            themselves leave more than one right answer.
+            themselves leave more than one right answer. Of a loss, 0.
     """
 
     what: str
