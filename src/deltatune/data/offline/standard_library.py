@@ -11,7 +11,15 @@ from pathlib import Path
 
 from deltatune.errors import InputError
 
-__all__ = ["is_held_out", "library_folder", "read_source", "source_files", "source_paths"]
+__all__ = [
+    "is_held_out",
+    "library_folder",
+    "parsed",
+    "read_source",
+    "read_text",
+    "source_files",
+    "source_paths",
+]
 
 # Not the library: what a user installed, what Python compiled, and what its build wrote down about
 # one machine (`config-3.11-x86_64-linux-gnu/`, `_sysconfigdata_*.py`).
@@ -64,23 +72,39 @@ def library_folder() -> Path:
 
 
 def read_source(relative_path: str) -> str | None:
+    """Return the text of one file; None where it is unreadable or no valid Python.
+
+    Args:
+        relative_path: as `source_paths` gives it.
+    """
+    text = read_text(relative_path)
+    return text if text is not None and parsed(text) is not None else None
+
+
+def read_text(relative_path: str) -> str | None:
     """Return the text of one file, decoded as it declares (PEP 263), lines ending in a line feed.
 
     Args:
         relative_path: as `source_paths` gives it.
 
     Returns:
-        The text; None where the file is unreadable, of unknown encoding or no valid Python.
+        The text, Python or not; None where it is unreadable or in no known encoding.
     """
     try:
         with tokenize.open(Path(sysconfig.get_paths()["stdlib"]) / relative_path) as file:
-            text = file.read()
+            return file.read()
+    except (OSError, SyntaxError, UnicodeDecodeError):  # SyntaxError: an unknown encoding
+        return None
+
+
+def parsed(text: str) -> ast.Module | None:
+    """Return the syntax tree of a text; None where it is no valid Python."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes are not the user's concern
-            ast.parse(text)
-    except (OSError, SyntaxError, ValueError):  # ValueError: wrong bytes, or null characters
+            return ast.parse(text)
+    except (SyntaxError, ValueError):  # ValueError: null characters
         return None
-    return text
 
 
 def is_held_out(relative_path: str) -> bool:
