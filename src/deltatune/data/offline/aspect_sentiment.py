@@ -219,7 +219,7 @@ TASK = OfflineTask(
     title="Take a review apart into aspect, category, opinion and sentiment",
     kind="completion",
     base="deltatune/nano",
-    metric="F1 of exact quadruples",
+    metric="quadruple_f1",
     levels=(
         Level(what="one statement", chance=0.0025),
         Level(what="two statements", chance=0.0051),

@@ -204,7 +204,7 @@ TASK = OfflineTask(
     title="Tell the facts about a function in one sentence",
     kind="completion",
     base="deltatune/nano",
-    metric="facts told, less what was not given",
+    metric="attribute_score",
     levels=(
         Level(what="three facts, always the same kinds, in order", chance=0.043),
         Level(what="three or four facts of five kinds, in order", chance=0.03),

@@ -161,7 +161,7 @@ TASK = OfflineTask(
     title="Entity tracking: name the object that is in the box asked for",
     kind="completion",
     base="deltatune/nano",
-    metric="first word is the object",
+    metric="first_word_match",
     # Stricter than a guess that never reads: it knows which objects there are, not what is where.
     levels=tuple(
         Level(what=f"{boxes} boxes; chance takes any object of the prompt", chance=1 / boxes)

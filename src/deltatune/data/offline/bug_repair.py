@@ -197,7 +197,7 @@ TASK = OfflineTask(
     title="Repair the one fault of a function of Python's standard library",
     kind="completion",
     base="deltatune/nano",
-    metric="exact match",
+    metric="exact_match",
     levels=(
         Level(what="broken spelling or brackets, up to 5 lines; answer: the line", chance=0.02),
         Level(what="wrong meaning as well, up to 8 lines; answer: the line", chance=0.02),

@@ -211,7 +211,7 @@ TASK = OfflineTask(
     title="Arithmetic word problems with worked answers",
     kind="completion",
     base="deltatune/nano",
-    metric="number after #### is right",
+    metric="final_number",
     levels=(
         Level(what="one step, + and -, numbers below 10", chance=0.125),
         Level(what="two steps, + and -, numbers below 10", chance=0.122),
