@@ -14,7 +14,7 @@ from deltatune.errors import InputError
 from deltatune.part import Rows
 from deltatune.recipe import named
 from deltatune.role_maps import shared
-from deltatune.role_probe import check_roles, probe_roles
+from deltatune.role_probe import check_given_roles, check_roles, probe_roles
 from deltatune.selections.by_role import ByRole
 from tests.decoder_models import decoder
 from tests.models import tiny
@@ -177,3 +177,37 @@ def test_probe_leaves_every_module_in_its_own_mode() -> None:
     before = [module.training for module in model.modules()]
     probe_roles(model, "model.layers.0.self_attn.q_proj", [0])
     assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("given", "acts"),
+    [
+        ({"q_proj": "value", "v_proj": "query"}, "q_proj is named value, but acts as query"),
+        ({"q_proj": "key", "k_proj": "query"}, "q_proj is named key, but acts as query"),
+    ],
+)
+def test_wrong_map_of_roles_is_told_before_training(given: dict[str, str], acts: str) -> None:
+    model = tiny("llama", "causal_lm")
+    with pytest.raises(InputError, match=rf"row 0 of .*\.{acts}: correct the map of roles"):
+        named("lora", {"roles": given}).prepare(model)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+def test_map_that_is_offered_passes_the_check_of_given_roles(name: str) -> None:
+    model = decoder(name)
+    given = shared(sites.of(model).stand_ins)
+    check_given_roles(model, sites.of(model, roles=given), given)
+
+
+@pytest.mark.parametrize("name", sorted(HYBRIDS))
+def test_map_of_a_hybrid_passes_the_check_of_given_roles(name: str) -> None:
+    model = decoder(name)
+    given = shared(sites.of(model).stand_ins)
+    check_given_roles(model, sites.of(model, roles=given), given)
+
+
+def test_map_for_a_model_that_reads_no_tokens_is_taken_as_it_is() -> None:
+    model = tiny("vit")
+    given = {sites.of(model).with_roles("query")[0].module: "value"}
+    check_given_roles(model, sites.of(model, roles=given), given)

@@ -8,27 +8,33 @@ read, so a map of roles that a user gives for an unknown architecture can be che
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from deltatune.bridges.attention_implementations import AttentionImplementations
+from deltatune.bridges.start_checks import REFUSALS
 from deltatune.errors import InputError
 from deltatune.part import Rows
-from deltatune.paths import components, first_index, shape_of_path
+from deltatune.paths import components, first_index, matches_tail, shape_of_path
 from deltatune.role_maps import ATTENTION_ROLES
 from deltatune.sites import Site, Sites
 from deltatune.training_mode import evaluating
 
-__all__ = ["check_roles", "probe_roles"]
+__all__ = ["NotProbed", "check_given_roles", "check_roles", "probe_roles"]
 
 # A change that vanishes beside large scores, in float32, is tried again with a larger one.
 _CHANGES = (0.5, 8.0, 128.0)
 _NUMBER_OF_TOKENS = 6
+
+
+class NotProbed(InputError):
+    """A model or a row whose role cannot be told by a probe; it may be right all the same."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,11 @@ def probe_roles(
         the attention's output, a feed-forward block.
 
     Raises:
-        InputError: no such module in a layer; a model that gives no attention probabilities; a row
-            whose change moves nothing.
+        NotProbed: no such module in a layer; a model that does not run on these inputs or gives no
+            attention probabilities; a row whose change moves nothing.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise NotProbed(f"{type(model).__name__} is no model of transformers: it cannot be probed")
     around = _modules_around(model, module)
     given = dict(inputs) if inputs is not None else _tokens(model)
     found = []
@@ -76,9 +84,10 @@ def probe_roles(
             for change in _CHANGES:
                 with around[-1].register_forward_hook(_adding(change, token, row)):
                     after = _observe(model, given, around)
-                role = role or _role(before, after, token)
+                if role not in ATTENTION_ROLES:  # in half precision others notice only large ones
+                    role = _role(before, after, token) or role
             if role is None:
-                raise InputError(
+                raise NotProbed(
                     f"a change of row {row} of {module} at token {token} moves nothing: give "
                     f"inputs in which that token is seen"
                 )
@@ -102,19 +111,48 @@ def check_roles(
     Raises:
         InputError: a row that acts as another role than its site says; see also `probe_roles`.
     """
+    for site in _first_of_each(sites.with_roles(*ATTENTION_ROLES)):
+        _check_site(model, site, inputs)
+
+
+def check_given_roles(model: nn.Module, sites: Sites, patterns: Iterable[str]) -> None:
+    """Check what a user's map of roles says, where a probe can tell; a few short passes.
+
+    State spaces and linear attention have no attention probabilities, and other models do not run
+    on tokens alone: there the user's word is taken.
+
+    Args:
+        model: that the sites belong to.
+        sites: with the roles to check.
+        patterns: of modules, the keys of the map.
+
+    Raises:
+        InputError: a row that acts as another role than the map says.
+    """
+    given = tuple(patterns)
+    attention = [site for site in sites.values() if site.role in ATTENTION_ROLES]
+    named = [site for site in attention if any(matches_tail(p, site.module) for p in given)]
+    for site in _first_of_each(named):
+        with suppress(NotProbed):
+            _check_site(model, site, None)
+
+
+def _first_of_each(sites: Iterable[Site]) -> list[Site]:
+    """Return one site for each projection and role: that of the first layer that has it."""
     first: dict[str, Site] = {}
-    for site in sites.with_roles(*ATTENTION_ROLES):
+    for site in sites:
         first.setdefault(f"{shape_of_path(site.module)}:{site.role}", site)
-    for site in first.values():
-        rows = _three_rows(site)
-        for row, role in zip(
-            rows, probe_roles(model, site.module, rows, inputs=inputs), strict=True
-        ):
-            if role != site.role:
-                raise InputError(
-                    f"row {row} of {site.module} is named {site.role}, but acts as "
-                    f"{role}: correct the map of roles"
-                )
+    return list(first.values())
+
+
+def _check_site(model: nn.Module, site: Site, inputs: Mapping[str, Tensor] | None) -> None:
+    rows = _three_rows(site)
+    for row, role in zip(rows, probe_roles(model, site.module, rows, inputs=inputs), strict=True):
+        if role != site.role:
+            raise InputError(
+                f"row {row} of {site.module} is named {site.role}, but acts as {role}: correct "
+                f"the map of roles"
+            )
 
 
 def _three_rows(site: Site) -> list[int]:
@@ -148,7 +186,7 @@ def _modules_around(model: nn.Module, module: str) -> list[nn.Module]:
     projection = dict(model.named_modules()).get(module)
     weight = getattr(projection, "weight", None)
     if depth is None or not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise InputError(
+        raise NotProbed(
             f"{module!r} is no linear layer inside a layer of the model, so its rows cannot be "
             f"probed: give the path of a projection"
         )
@@ -168,12 +206,18 @@ def _observe(
     with ExitStack() as hooks:
         for module in around[:-1]:
             hooks.enter_context(module.register_forward_hook(keep))
-        outputs = model(**inputs, output_attentions=True)
+        try:
+            outputs = model(**inputs, output_attentions=True)
+        except REFUSALS as error:
+            raise NotProbed(
+                f"{type(model).__name__} does not run on {', '.join(inputs)} "
+                f"({' '.join(str(error).split())[:120]}): give one example as inputs"
+            ) from error
     known = {id(one) for one in getattr(outputs, "attentions", None) or ()}
     for one in (tensor for output in seen for tensor in output if id(tensor) in known):
         if _are_probabilities(one):
             return _Observed(one, seen[-1][0])
-    raise InputError(
+    raise NotProbed(
         f"{type(model).__name__} gives no attention probabilities of this layer, so its rows "
         f"cannot be told apart: where it has an encoder and a decoder, probe each by itself"
     )
@@ -190,7 +234,9 @@ def _are_probabilities(attention: Any) -> bool:
 def _tokens(model: nn.Module) -> dict[str, Tensor]:
     untyped: Any = model
     on = next(model.parameters()).device
-    number = int(untyped.config.get_text_config().vocab_size)
+    number = getattr(untyped.config.get_text_config(), "vocab_size", None)
+    if number is None:
+        raise NotProbed(f"{type(model).__name__} reads no tokens: give one example as inputs")
     # Spread over the vocabulary, away from the special tokens at its start.
     ids = torch.linspace(number // 4, number - 1, _NUMBER_OF_TOKENS, device=on).long()
     return {"input_ids": ids[None]}

@@ -20,6 +20,7 @@ from deltatune.calibration import Calibration
 from deltatune.coverage import Coverage, gate
 from deltatune.errors import InputError, NotComposable
 from deltatune.part import Selection
+from deltatune.role_probe import check_given_roles
 from deltatune.seeds import generator_for
 from deltatune.sites import Sites
 from deltatune.statistics import Measurements, check_needs
@@ -56,10 +57,12 @@ def select(
     """Name the places of a model, select among them, and pass the coverage gate.
 
     Raises:
-        InputError: nothing or only a part is reached, or there is nothing to measure on.
+        InputError: nothing or only a part is reached, there is nothing to measure on, or a row acts
+            as another role than the recipe's map says.
     """
     needs = check_needs(recipe.selection, calibration)
     places = sites.of(model, roles=recipe.roles)
+    check_given_roles(model, places, recipe.roles)
     statistics = None
     if needs and calibration is not None:
         statistics = Measurements(model=model, sites=places, calibration=calibration, needs=needs)
