@@ -169,6 +169,21 @@ def test_calibration_gives_a_shuffling_loader_the_same_order_every_time() -> Non
     assert first != Calibration(batches=loader, seed=4).take(2)
 
 
+@pytest.mark.parametrize("where", ["loader", "sampler"])
+def test_calibration_leaves_a_loader_s_own_generator_alone(where):
+    generator = torch.Generator().manual_seed(9)
+    if where == "loader":
+        order = {"shuffle": True, "generator": generator}
+    else:
+        order = {"sampler": torch.utils.data.RandomSampler(range(64), generator=generator)}
+    loader = torch.utils.data.DataLoader(range(64), batch_size=4, collate_fn=_named, **order)
+    state = generator.get_state()
+    first = Calibration(batches=loader, seed=3).take(2)
+    assert torch.equal(generator.get_state(), state)
+    assert first == Calibration(batches=loader, seed=3).take(2)
+    assert first != Calibration(batches=loader, seed=4).take(2)
+
+
 def _named(rows):
     return {"rows": rows}
 

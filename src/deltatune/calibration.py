@@ -53,8 +53,7 @@ class Calibration:
         Raises:
             InputError: there is no batch, or one is no mapping.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with _seeded(self.batches, self.seed):
             taken = list(itertools.islice(iter(self.batches), number))
         if not taken:
             raise InputError("the calibration data has no batch: give at least one")
@@ -65,6 +64,28 @@ class Calibration:
                     f"model's inputs, as a data collator of transformers makes them"
                 )
         return [_on(batch, device) for batch in taken]
+
+
+@contextmanager
+def _seeded(batches: object, seed: int) -> Iterator[None]:
+    """Seed what a loader draws its order from; give all of it back, so that training sees no change.
+
+    A loader and its samplers may have generators of their own, beside the global one.
+    """
+    sampler = getattr(batches, "sampler", None)
+    inner = getattr(getattr(batches, "batch_sampler", None), "sampler", None)
+    owners = (batches, sampler, inner)
+    own = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}
+    before = [(generator, generator.get_state()) for generator in own.values()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for generator in own.values():
+            generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            for generator, state in before:
+                generator.set_state(state)
 
 
 def _on(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
