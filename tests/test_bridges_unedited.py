@@ -35,3 +35,12 @@ def test_unedited_finds_a_single_entry() -> None:
         torch.no_grad(),
     ):
         base.get_parameter("model.norm.weight")[3] += 1e-6
+
+
+def test_unedited_finds_a_parameter_that_another_has_replaced() -> None:
+    base = tiny("llama", "causal_lm")
+    with (
+        pytest.raises(NotComposable, match=r"\(model\.norm\.weight\)"),
+        unedited(base, "this"),
+    ):
+        base.model.norm.weight = torch.nn.Parameter(base.model.norm.weight.detach() + 1)

@@ -15,11 +15,11 @@ __all__ = ["unedited"]
 
 @contextmanager
 def unedited(base: nn.Module, what: str) -> Iterator[None]:
-    """Refuse a block that changes a value of a base model's parameters.
+    """Refuse a block that changes a value of a base model's parameters, or puts others in place.
 
     Some initialisations subtract their start from the base, so that the saved adapter is only right
-    on a base that no longer exists. The parameter objects are compared, since an adapter gives them
-    other names.
+    on a base that no longer exists. The parameter objects are followed, since an adapter gives them
+    other names: each must still be in the model, with its bits.
 
     Args:
         base: before the block.
@@ -32,7 +32,12 @@ def unedited(base: nn.Module, what: str) -> Iterator[None]:
     before = checksums(parameters)
     yield
     after = checksums(parameters)
-    changed = [name for name, value in before.items() if after.get(name) != value]
+    kept = {id(parameter) for parameter in base.parameters()}
+    changed = [
+        name
+        for name, parameter in parameters.items()
+        if id(parameter) not in kept or after.get(name) != before.get(name)
+    ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise NotComposable(
