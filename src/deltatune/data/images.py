@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import io
 import sys
@@ -132,10 +131,10 @@ def opened(value: Mapping[str, Any], channels: int) -> Image:
 
 
 def _open(value: Mapping[str, Any]) -> Image:
-    pillow = importlib.import_module("PIL.Image")
+    from PIL import Image as pillow  # optional, see `check_pillow`
+
     stored = value["bytes"]
-    image: Image = pillow.open(io.BytesIO(stored) if stored is not None else value["path"])
-    return image
+    return pillow.open(io.BytesIO(stored) if stored is not None else value["path"])
 
 
 def _name(value: Mapping[str, Any]) -> str:
