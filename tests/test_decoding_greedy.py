@@ -1,4 +1,4 @@
-"""Greedy continuation: what a plain loop over whole sequences gives, in batches and with a cache."""
+"""Greedy answers: what a plain loop over whole sequences gives, in batches and with a cache."""
 
 from __future__ import annotations
 

@@ -27,8 +27,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[str, typer.Option(help="Folder, Hugging Face name, or package:NAME.")]
-Data = Annotated[str, typer.Option(help="File, folder, or Hugging Face name.")]
+Model = Annotated[
+    str, typer.Option(help="Folder, Hugging Face name, package:NAME, or deltatune/BASE.")
+]
+Data = Annotated[str, typer.Option(help="File, folder, Hugging Face name, or deltatune/TASK.")]
 RecipeName = Annotated[str, typer.Option(help="A name of 'deltatune recipes', or a YAML file.")]
 Assignments = Annotated[
     list[str] | None,
@@ -43,6 +45,14 @@ Columns = Annotated[
     ),
 ]
 Task = Annotated[str | None, typer.Option(help="Task of the data; guessed otherwise.")]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="For prompts and completions: loss, exact_match or final_number of generated answers; "
+        "the task's own otherwise.",
+        show_default=False,
+    ),
+]
 Output = Annotated[Path, typer.Option(help="Folder to write.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 RemoteCode = Annotated[
@@ -82,6 +92,7 @@ def train(
     assignments: Assignments = None,
     column: Columns = None,
     task: Task = None,
+    metric: Metric = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     allow_remote_code: RemoteCode = False,
     as_json: AsJson = False,
@@ -97,6 +108,7 @@ def train(
         assignments=_values(assignments),
         columns=_pairs(column, "--column") or None,
         task=task,
+        metric=metric,
         resume=resume,
         allow_remote_code=allow_remote_code,
     )

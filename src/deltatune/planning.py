@@ -19,11 +19,13 @@ from deltatune.bridges.names import trained_parameters
 from deltatune.bridges.optimizer import check_optimizer
 from deltatune.causality import check_causal
 from deltatune.comparison import costs
+from deltatune.comparison.answers import Questions, questions
 from deltatune.coverage import Coverage
 from deltatune.data.calibration_batches import CalibrationBatches
 from deltatune.data.encoding import Encoded
 from deltatune.data.loading import Examples, load
 from deltatune.data.tasks import TASKS
+from deltatune.data.yardstick import Yardstick
 from deltatune.errors import InputError
 from deltatune.inputs import Collate, inputs_of
 from deltatune.objectives.chosen import objective_for
@@ -67,6 +69,8 @@ class Plan:
         meter: of costs, from the loaded base on.
         constant_loss: loss of the uniform predictor, ln C; None where there is none.
         reload_base: loads the untouched base again.
+        yardstick: how answers are judged; None for the metrics that every task has.
+        questions: that are asked before and after; None where no answer is generated.
     """
 
     recipe: Recipe
@@ -84,6 +88,8 @@ class Plan:
     meter: costs.CostMeter
     constant_loss: float | None
     reload_base: Callable[[], nn.Module]
+    yardstick: Yardstick | None
+    questions: Questions | None
 
     @property
     def trains_base(self) -> bool:
@@ -165,6 +171,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         request.data, columns=request.columns, task=request.task, seed=recipe.training.seed
     )
     _check_held_out(examples)
+    yardstick = request.yardstick(examples)
     console.print(examples.table())
     carrier = carrier_of(recipe.delta)
     loaded = _loader(request, examples, recipe, trains_base=carrier.trains_base)
@@ -175,6 +182,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         without_dropout(base.model)
     meter = costs.CostMeter(device())
     encoded, collate = inputs_of(examples, base, recipe.training, console)
+    asked = _questions(request, examples, yardstick, base, encoded, console)
     objective = objective_for(recipe.objective, examples.task)
     calibration = applying.calibration_on(
         recipe, CalibrationBatches(encoded.splits["train"], collate, recipe.training), objective
@@ -205,6 +213,8 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
         meter=meter,
         constant_loss=encoded.uniform_loss(),
         reload_base=lambda: loaded().model,
+        yardstick=yardstick,
+        questions=asked,
     )
     console.print(covered.table())
     console.print(grouping.table(made.groups))
@@ -234,6 +244,30 @@ def _loader(
         allow_remote_code=request.allow_remote_code,
         seed=recipe.training.seed,
     )
+
+
+def _questions(
+    request: Request,
+    examples: Examples,
+    yardstick: Yardstick | None,
+    base: Base,
+    encoded: Encoded,
+    console: Console,
+) -> Questions | None:
+    """Return what the model is asked before and after training, where answers are generated."""
+    if yardstick is None or yardstick.score is None:
+        return None
+    asked = questions(
+        examples,
+        yardstick,
+        base.model,
+        base.tokenizer,
+        split=request.split_of(examples),
+        max_length=encoded.supervision.max_length,
+    )
+    for note in asked.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    return asked
 
 
 def _groups(model: nn.Module, sites: Sites, recipe: Recipe) -> tuple[Group, ...]:

@@ -18,7 +18,7 @@ from deltatune.bridges import progress, session
 from deltatune.bridges.quiet import quiet
 from deltatune.comparison.environment import environment
 from deltatune.comparison.evaluation import Evaluation
-from deltatune.errors import InputError, WorkError
+from deltatune.errors import Diverged, InputError, WorkError
 from deltatune.files import (
     replace_folder_atomically,
     write_json_atomically,
@@ -62,13 +62,14 @@ def finetune(
     resume: bool = False,
     allow_remote_code: bool = False,
     scored_on: str = "",
+    metric: str = "",
     console: Console | None = None,
 ) -> Run:
     """Fine-tune a model on data by a recipe, and write everything that matters to a folder.
 
     Args:
-        model: folder, Hugging Face name, or `package:NAME`.
-        data: file, folder, Hugging Face name, `datasets` object or list of rows.
+        model: folder, Hugging Face name, `package:NAME` or `deltatune/NAME`.
+        data: file, folder, Hugging Face name, `deltatune/NAME`, `datasets` object or list of rows.
         recipe: a recipe, a name of the catalogue, or the path of a YAML file.
         output: folder of the run; must not hold a finished one.
         assignments: dotted field or parameter of the recipe -> value, as `--set` gives them.
@@ -77,6 +78,9 @@ def finetune(
         resume: go on with an unfinished run, bit for bit as if it had not stopped.
         allow_remote_code: whether code that comes with the model may run.
         scored_on: `validation` to choose settings by; the test split if not given and there is one.
+        metric: for data of prompts and completions `loss`, or `exact_match` or `final_number` of
+            answers that are generated to the first 200 examples; if not given, what an offline
+            task measures, and the loss of other data.
         console: where to show progress; the terminal's standard error if not given.
 
     Returns:
@@ -102,6 +106,7 @@ def finetune(
         task=task,
         allow_remote_code=allow_remote_code,
         scored_on=scored_on,
+        metric=metric,
     )
     plan = planning.plan(request, chosen, console)
     if resume:
@@ -187,13 +192,15 @@ def _finish(
 ) -> Run:
     """Write what is left, the evaluation last; a collapse is written like any result, then said."""
     write_json_atomically(folder.costs, costs)
-    result = {"before": dict(before), "after": after.to_dict()}
+    collapse = run_scores.collapse(plan, costs["optimizer_steps"], after)
+    result = {"before": dict(before), "after": after.to_dict(), "collapse": collapse}
     summary = run_report.summary(plan, result, costs, folder)
     write_text_atomically(folder.report, run_report.page(plan, result, costs, folder))
     write_json_atomically(folder.evaluation, result)
     folder.remove_checkpoints()
     console.print(summary, crop=False)
-    run_scores.check_not_collapsed(plan, costs["optimizer_steps"], after)
+    if collapse:
+        raise Diverged(collapse)
     return Run(folder=folder.path, before=before["metrics"], after=after.metrics, costs=costs)
 
 

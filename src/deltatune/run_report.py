@@ -30,14 +30,19 @@ def summary(
     trained = costs["trainable_parameters"]
     rows = Table(title=Text(f"{plan.recipe.name}: done"), show_header=False)
     rows.add_row(f"{headline} before", f"{before:.4f}  ({result['before']['split']})")
-    rows.add_row(f"{headline} after", f"{after:.4f}  ({result['after']['examples']} examples)")
+    scored = result["after"]["metrics"].get("scored_answers", result["after"]["examples"])
+    rows.add_row(f"{headline} after", f"{after:.4f}  ({scored:.0f} examples)")
+    if result["after"].get("chance") is not None:
+        bounds = "chance {chance:.4g}, ceiling {ceiling:.4g}".format(**result["after"])
+        rows.add_row(f"{headline} bounds", bounds)
     if "majority_accuracy" in result["after"]["metrics"]:
         rows.add_row("majority class", f"{result['after']['metrics']['majority_accuracy']:.4f}")
     rows.add_row("parameters trained", f"{trained:,} ({100 * trained / total:.2f} %)")
     rows.add_row("training time", f"{costs['wall_seconds']:.1f} s")
     rows.add_row("result", Text(str(folder.path), overflow="fold"))
     # On one line however long it is, so that it can be copied.
-    command = f"try next: deltatune export {shlex.quote(str(folder.path))} --to merged"
+    form = plan.carrier.first_export
+    command = f"try next: deltatune export {shlex.quote(str(folder.path))} --to {form}"
     following = Text(command, no_wrap=True, overflow="ignore")
     return Group(rows, following)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from deltatune.files import write_json_atomically
 from deltatune.planning import Plan
 from deltatune.run_folder import RunFolder
 
-__all__ = ["after", "before", "check_not_collapsed"]
+__all__ = ["after", "before", "collapse"]
 
 EVALUATED_AT_MOST = 2000
 COLLAPSED_FROM_STEPS = 60  # a shorter run may only not have learnt yet
@@ -66,35 +67,50 @@ def after(plan: Plan) -> Evaluation:
 
 
 def _evaluate(plan: Plan) -> Evaluation:
-    return evaluate(
+    autocast = plan.recipe.training.precision == "bfloat16"
+    batch_size = plan.recipe.training.batch_size
+    scores = evaluate(
         plan.model,
         plan.encoded.splits[plan.evaluated_split],
         plan.collate,
         task=plan.encoded.task,
         split=plan.evaluated_split,
-        batch_size=plan.recipe.training.batch_size * (1 if plan.keeps_all_logits else 4),
+        batch_size=batch_size * (1 if plan.keeps_all_logits else 4),
         at_most=EVALUATED_AT_MOST,
-        autocast=plan.recipe.training.precision == "bfloat16",
+        autocast=autocast,
+    )
+    if plan.questions is not None:  # of the last token only there are logits
+        answers = plan.questions.answers(plan.model, batch_size=4 * batch_size, autocast=autocast)
+        scores = plan.questions.scored(scores, answers)
+    if plan.yardstick is None:
+        return scores
+    return dataclasses.replace(
+        scores,
+        headline=plan.yardstick.metric,
+        chance=plan.yardstick.chance,
+        ceiling=plan.yardstick.ceiling,
     )
 
 
-def check_not_collapsed(plan: Plan, steps: int, scores: Evaluation) -> None:
-    """Fail a run that ended as a constant predictor: its answers say so, and so does its loss.
+def collapse(plan: Plan, steps: int, scores: Evaluation) -> str:
+    """Say how a run ended as a constant predictor: its answers say so, and so does its loss.
 
     The guard during training compares with ln C, which a fall to the majority class of unbalanced
     labels stays below. Here the measure is the loss of the best constant predictor on the very
     examples that were scored, the entropy of their labels.
 
-    Raises:
-        Diverged: one class for every example, at a loss that reading none of them would give.
+    Returns:
+        One line if every example got one class, at a loss that reading none of them would give;
+        else an empty string.
     """
     if steps < COLLAPSED_FROM_STEPS or not is_constant_prediction(scores):
-        return
+        return ""
     constant = label_entropy(scores)
-    if scores.metrics["loss"] > 0.99 * constant:
-        raise Diverged(
-            f"after {steps} steps the model gives every example the same class, at a loss of "
-            f"{scores.metrics['loss']:.3f} where the best constant gives {constant:.3f}: lower "
-            f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by "
-            f"half; if the loss in metrics.jsonl was still falling, train longer"
-        )
+    if scores.metrics["loss"] <= 0.99 * constant:
+        return ""
+    return (
+        f"after {steps} steps the model gives every example the same class, at a loss of "
+        f"{scores.metrics['loss']:.3f} where the best constant gives {constant:.3f}: lower "
+        f"optimizer.learning_rate={plan.recipe.optimizer.learning_rate:g}, for example by half; "
+        f"if the loss in metrics.jsonl was still falling, train longer"
+    )

@@ -56,6 +56,8 @@ class PrefixCarrier(AdapterCarrier):
     It starts at random values, so that the model differs from its base before the first step.
     """
 
+    first_export = "peft"  # it cannot be folded in
+
     def __init__(self, delta: Any) -> None:
         """Check what can be checked without a model.
 
@@ -178,11 +180,14 @@ def _check_acts(model: Any, base: nn.Module) -> None:
 @contextmanager
 def _passed_by(model: Any) -> Iterator[None]:
     # peft's own way fails on models that cannot generate, such as classifiers.
-    model.forward = model.base_model.forward
+    names = [name for name in ("forward", "generate") if hasattr(model.base_model, name)]
+    for name in names:
+        setattr(model, name, getattr(model.base_model, name))
     try:
         yield
     finally:
-        del model.forward
+        for name in names:
+            delattr(model, name)
 
 
 def _no_prefix(base: nn.Module, error: Exception) -> NotComposable:

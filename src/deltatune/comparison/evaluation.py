@@ -15,7 +15,21 @@ from torch import Tensor, nn
 from deltatune.errors import InputError
 from deltatune.training_mode import evaluating
 
-__all__ = ["Evaluation", "evaluate", "is_constant_prediction", "label_entropy"]
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "inference",
+    "is_constant_prediction",
+    "label_entropy",
+    "lower_is_better",
+]
+
+LOSSES = frozenset({"loss", "perplexity", "bits_per_byte", "mean_squared_error"})
+
+
+def lower_is_better(metric: str) -> bool:
+    """Tell of a metric's name whether a smaller number is the better one."""
+    return metric in LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +39,25 @@ class Evaluation:
     Args:
         split: name of the split.
         items: one mapping per example, in the split's order (`loss`, and `prediction`, `label`,
-            `correct`, `confidence` or `tokens` by task).
+            `correct`, `confidence` or `tokens` by task; `score` and `generated` where answers are
+            generated).
         metrics: name -> number; `headline` names the first to look at.
         headline: name of the metric that tables show.
+        chance: the headline of the best guess that never reads the input; None if not known.
+        ceiling: the headline of one who makes no mistake; None if not known.
     """
 
     split: str
     items: tuple[Mapping[str, Any], ...]
     metrics: Mapping[str, float]
     headline: str
+    chance: float | None = None
+    ceiling: float | None = None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether of two headlines the larger one is the better."""
+        return not lower_is_better(self.headline)
 
     def not_finite(self) -> dict[str, float]:
         """Return the metrics that are infinite or no number: such a model is broken."""
@@ -45,6 +69,9 @@ class Evaluation:
             "split": self.split,
             "examples": len(self.items),
             "headline": self.headline,
+            "higher_is_better": self.higher_is_better,
+            "chance": self.chance,
+            "ceiling": self.ceiling,
             "metrics": dict(self.metrics),
             "items": [dict(item) for item in self.items],
         }
@@ -85,7 +112,7 @@ def evaluate(
     order = sorted(range(number), key=lambda i: (lengths[i], i))
     score, summarize = _TASKS[task]
     items: list[Mapping[str, Any]] = [{}] * number
-    with _inference(model, autocast):
+    with inference(model, autocast):
         device = next(model.parameters()).device
         for start in range(0, number, batch_size):
             chosen = order[start : start + batch_size]
@@ -104,7 +131,13 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _inference(model: nn.Module, autocast: bool) -> Iterator[None]:
+def inference(model: nn.Module, autocast: bool) -> Iterator[None]:
+    """Run a model in a block as it is used: in evaluation mode, without gradients.
+
+    Args:
+        model: gets its mode back at the end.
+        autocast: whether to compute in bfloat16.
+    """
     device = next(model.parameters()).device.type
     with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=autocast):
         yield

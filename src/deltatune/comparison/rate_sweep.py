@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deltatune.comparison.evaluation import lower_is_better
 from deltatune.data.loading import load
 from deltatune.errors import Diverged, InputError
 from deltatune.files import write_json_atomically, write_text_atomically
@@ -20,9 +21,6 @@ from deltatune.run import finetune
 from deltatune.run_folder import RunFolder
 
 __all__ = ["Cell", "Sweep", "rates_for_ratios", "sweep"]
-
-# Metrics of which less is better.
-LOSSES = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class Sweep:
         finished = [cell for cell in self.cells if cell.score is not None]
         if not finished:
             raise Diverged("every pair of rates diverged: sweep lower value learning rates")
-        sign = -1.0 if finished[0].headline in LOSSES else 1.0
+        sign = -1.0 if lower_is_better(finished[0].headline) else 1.0
         return max(finished, key=lambda cell: sign * (cell.score or 0.0))
 
     def heatmap(self) -> Table:
@@ -110,7 +108,7 @@ class Sweep:
         scores = [other.score for other in self.cells if other.score is not None]
         low, high = min(scores), max(scores)
         place = (cell.score - low) / (high - low) if high > low else 1.0
-        good = 1 - place if cell.headline in LOSSES else place
+        good = 1 - place if lower_is_better(cell.headline) else place
         red, green = round(215 - 135 * good), round(80 + 135 * good)
         return Text(f"{cell.score:.4f}", style=f"black on #{red:02x}{green:02x}50")
 
@@ -167,6 +165,7 @@ def sweep(
         "data": examples.source,
         "data_fingerprint": examples.fingerprint,
         "assignments": {key: str(value) for key, value in (assignments or {}).items()},
+        **({"metric": given["metric"]} if given.get("metric") else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     known = _recorded(folder / "sweep.json", asked)
@@ -227,7 +226,10 @@ def _scores(
             finetune(model, data, console=console, scored_on="validation", **options, **given)
     except Diverged as error:
         return {"scores": {}, "headline": "", "diverged": str(error)}
-    after = folder.read(folder.evaluation)["after"]
+    result = folder.read(folder.evaluation)
+    if result.get("collapse"):  # of a run that was done when the sweep was stopped
+        return {"scores": {}, "headline": "", "diverged": result["collapse"]}
+    after = result["after"]
     return {"scores": after["metrics"], "headline": after["headline"]}
 
 

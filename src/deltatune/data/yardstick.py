@@ -12,7 +12,16 @@ import datasets
 
 from deltatune.errors import InputError, unknown_name
 
-__all__ = ["LOSS", "METRICS", "Metric", "Yardstick", "exact_match", "final_number", "number_in"]
+__all__ = [
+    "LOSS",
+    "METRICS",
+    "Metric",
+    "Yardstick",
+    "by_metric",
+    "exact_match",
+    "final_number",
+    "number_in",
+]
 
 LOSS = "loss"
 NUMBER = re.compile(r"(?<![\w.])-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
@@ -109,12 +118,12 @@ METRICS: Mapping[str, Metric] = {
 
 def by_metric(
     name: str, splits: Mapping[str, datasets.Dataset], *, task: str, completion: str
-) -> Yardstick:
-    """Return the yardstick that a user asks for by name.
+) -> Yardstick | None:
+    """Return the yardstick that a user asks for by name; None for the loss.
 
     Args:
-        name: of `METRICS`.
-        splits: split -> rows.
+        name: of `METRICS`, or `loss`.
+        splits: the splits that are scored -> their rows.
         task: of the data.
         completion: name of the column with the known answers.
 
@@ -122,13 +131,15 @@ def by_metric(
         InputError: no such metric (nearest names given), a task without completions, or a known
             completion that the metric cannot compare with.
     """
+    if name not in (LOSS, *METRICS):
+        raise unknown_name("metric", name, (LOSS, *METRICS))
     if task != "completion":
         raise InputError(
-            f"metric {name!r} compares generated answers with completions, and the data's task is "
-            f"{task}: leave the metric out"
+            f"metric {name!r} is for data of the task completion, and the data's task is {task}: "
+            f"leave the metric out"
         )
-    if name not in METRICS:
-        raise unknown_name("metric", name, (LOSS, *METRICS))
+    if name == LOSS:
+        return None
     metric = METRICS[name]
     if metric.check is not None:
         for split, rows in splits.items():
