@@ -53,6 +53,19 @@ def test_factored_linear_is_the_product_with_the_changed_weight(kind, has_bias):
 
 
 @pytest.mark.parametrize("kind", CUTS)
+def test_factored_linear_of_a_single_token_is_that_of_a_batch_of_one(kind):
+    cut, inputs, weight, up, down = parts_of(kind)
+    terms = [Term(cut, ActingFactors(up, down, scale=3.0))]
+    alone = factored_linear(inputs[0, 0], weight, None, terms)
+    assert alone.shape == (6,)
+    batch = factored_linear(inputs[:1, 0], weight, None, terms)[0]
+    torch.testing.assert_close(alone, batch, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(alone.sum(), (inputs, up, down))
+    wanted = torch.autograd.grad(batch.sum(), (inputs, up, down))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", CUTS)
 def test_factored_linear_has_exact_first_and_second_derivatives(kind):
     cut, inputs, weight, up, down = parts_of(kind)
 

@@ -78,11 +78,13 @@ def factored_linear(
     the backward are `inputs` and one `(tokens, rank)` for each term; masks come from their seeds.
 
     Args:
-        inputs: `(..., in)`, of the dtype of `weight`.
+        inputs: `(..., in)`, of the dtype of `weight`; also a single `(in,)`.
         weight: `(out, in)`, frozen.
         bias: `(out,)`, frozen, or None.
         terms: at least one; gradients reach their factors.
     """
+    if inputs.ndim == 1:
+        return factored_linear(inputs[None], weight, bias, terms)[0]
     ways = [_Way.of(term) for term in terms]
     factors = [
         factor.to(inputs.dtype) for term in terms for factor in (term.factors.up, term.factors.down)
