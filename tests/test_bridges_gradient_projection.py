@@ -99,6 +99,8 @@ def test_state_of_galore_is_plain_when_it_is_asked_for_and_live_stays_whole() ->
     [
         ({"rank": 17}, r"rank=17 is not allowed: give an integer from 1 to 16 = min\(out, in\) of"),
         ({"projection_type": "full"}, "projection_type='full' is not allowed: give one of std"),
+        ({"scale": 0.0}, r"scale=0\.0 is not allowed: give a finite number above 0"),
+        ({"scale": float("nan")}, r"scale=nan is not allowed: give a finite number above 0"),
     ],
 )
 def test_galore_refuses_options_that_do_not_fit(tmp_path, options, message) -> None:
@@ -112,6 +114,32 @@ def test_galore_refuses_an_adapter_before_a_run_begins(llama, pairs, tmp_path) -
     with pytest.raises(NotComposable, match="train the base itself with delta=in_place"):
         finetune(llama, pairs, "lora", output=tmp_path / "run", assignments=settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"rank": 0}, "option rank=0 is not allowed: give 1 or more"),
+        ({"rank": 64}, r"rank=64 is not allowed: give an integer from 1 to \d+ = min\(out, in\)"),
+        ({"update_gap": 0}, "option update_proj_gap=0 is not allowed: give 1 or more"),
+        ({"scale": -1.0}, r"scale=-1\.0 is not allowed: give a finite number above 0"),
+        ({"optimizer.betas": (0.9, 1.0)}, r"betas=\(0\.9, 1\.0\) is not allowed"),
+    ],
+)
+def test_galore_refuses_a_wrong_value_before_a_run_begins(
+    llama, pairs, tmp_path, setting, message
+) -> None:
+    settings = {"training.max_length": 32, **setting}
+    with pytest.raises(InputError, match=message):
+        finetune(llama, pairs, "galore", output=tmp_path / "run", assignments=settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_galore_package_refuses_itself_is_an_input_error(tmp_path) -> None:
+    # A recipe refuses such rates of decay before; here they come past it.
+    _, _, trainer = galore_trainer(tmp_path, betas=(0.9, 1.5))
+    with pytest.raises(InputError, match=r"optimizer 'galore_adamw' refuses what"):
+        trainer.train()
 
 
 def test_galore_trains_a_head_without_a_projection(tmp_path: Path) -> None:

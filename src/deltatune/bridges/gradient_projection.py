@@ -7,6 +7,7 @@ state, which no plain file can hold; here that becomes tensors and numbers and c
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,13 +51,18 @@ def check_projection(
     Args:
         name: of the optimizer.
         trained: all that trains.
-        options: `rank`, `projection_type`.
+        options: `rank`, `scale`, `projection_type`.
 
     Raises:
         NotComposable: an adapter trains, whose factors are small already, or weights that are no
             matrices; or no projection trains.
-        InputError: a rank above a side of a weight, an unknown kind of projection.
+        InputError: a rank above a side of a weight, an unknown kind of projection, a scale that is
+            not above 0.
     """
+    if not (math.isfinite(options["scale"]) and options["scale"] > 0):
+        raise InputError(
+            f"scale={options['scale']} is not allowed: give a finite number above 0, such as 4.0"
+        )
     if options["projection_type"] not in KINDS:
         raise InputError(
             f"projection_type={options['projection_type']!r} is not allowed: give one of "

@@ -81,7 +81,7 @@ def attach_optimizer(
             return _built(chosen, name, made, {**arguments, **own})
         check_projection(name, trained, own)
         projected = [{**group, **(own if is_projected(group["label"]) else {})} for group in made]
-        return with_plain_state(chosen(projected, **arguments))
+        return with_plain_state(_built(chosen, name, projected, arguments))
 
     # The Trainer calls a factory to get the builder, and the builder with the model.
     trainer.optimizer_cls_and_kwargs = (lambda: build, {})  # type: ignore[assignment]
