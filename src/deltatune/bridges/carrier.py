@@ -64,9 +64,11 @@ class Carrier(Protocol):
 
     Attributes:
         trains_base: whether base weights move (then they are kept in float32).
+        first_export: the form of an export that a finished run suggests, one that this delta has.
     """
 
     trains_base: bool
+    first_export: str
 
     def prepare(self, base: nn.Module, injection: Injection) -> nn.Module:
         """Return the model to train: everything frozen but the delta and the trained modules."""

@@ -56,6 +56,7 @@ class _Ours(AdapterCarrier):
 
 class _InPlace:
     trains_base = True
+    first_export = "merged"
 
     def __init__(self, delta: InPlace) -> None:
         self.delta = delta

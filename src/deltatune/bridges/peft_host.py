@@ -29,6 +29,7 @@ class AdapterCarrier:
     """What all adapters of peft share, ours among them."""
 
     trains_base = False
+    first_export = "merged"
 
     def rhythm(self, model: nn.Module) -> Rhythm:
         """Ask nothing of the training loop."""
