@@ -132,3 +132,29 @@ def test_rates_for_ratios_hold_the_value_s_rate() -> None:
 def test_sweep_without_rates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the sweep has no rates"):
         sweep("m", "d", query_learning_rates=(), value_learning_rates=(1,), output=tmp_path)
+
+
+def test_sweep_that_lost_its_file_takes_finished_runs_and_a_collapse_as_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = {"after": {"headline": "accuracy", "metrics": {"accuracy": 0.75}}, "collapse": ""}
+    ends = {1e-3: done, 2e-3: {**done, "collapse": "after 60 steps one class for all"}}
+    for query, result in ends.items():
+        trial = tmp_path / "sweep" / f"query-{query:g}_value-0.004"
+        trial.mkdir(parents=True)
+        (trial / "evaluation.json").write_text(json.dumps(result))
+
+    def training(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished run is trained again")
+
+    monkeypatch.setattr(rate_sweep, "finetune", training)
+    found = sweep(
+        "model",
+        completions(25),
+        query_learning_rates=tuple(ends),
+        value_learning_rates=(4e-3,),
+        output=tmp_path / "sweep",
+        console=Console(file=io.StringIO()),
+    )
+    assert [cell.score for cell in found.cells] == [0.75, None]
+    assert found.cells[1].diverged == "after 60 steps one class for all"

@@ -182,6 +182,7 @@ def test_run_that_ends_as_a_constant_predictor_is_called_one(tmp_path):
     with pytest.raises(Diverged, match=r"the same class.* constant gives 0\.562: lower"):
         finetune(bert, data, output=tmp_path / "run", assignments=settings)
     # The result stays to be looked at.
-    assert (tmp_path / "run" / "evaluation.json").is_file()
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "the best constant gives 0.562" in result["collapse"]
     short = {**settings, "training.steps": 20}
     assert finetune(bert, data, output=tmp_path / "short", assignments=short).after
