@@ -33,7 +33,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 table: $(BIN)/.installed
-	$(BIN)/python -m deltatune.catalogue README.md
+	$(BIN)/python -m deltatune.readme_tables README.md
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

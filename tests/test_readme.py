@@ -5,21 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from deltatune import catalogue
+from deltatune import readme_tables
 from deltatune.errors import InputError
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_readme_table_is_the_catalogue_s():
+def test_readme_tables_are_what_the_code_declares():
     text = README.read_text(encoding="utf-8")
-    assert catalogue.in_text(text) == text, "run 'make table'"
+    assert readme_tables.filled(text) == text, "run 'make table'"
     assert "| efficientft |" in text
 
 
 def test_table_needs_its_markers():
     with pytest.raises(InputError, match="has no line"):
-        catalogue.in_text("no markers here")
+        readme_tables.filled("no markers here")
+    with pytest.raises(InputError, match="has no line '<!-- /tasks -->' behind"):
+        readme_tables.filled("<!-- tasks: made by make table, checked by the tests -->")
 
 
 def test_readme_s_composed_recipe_is_one():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -13,14 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from deltatune import parts
-from deltatune.errors import InputError, unknown_name
-from deltatune.files import write_text_atomically
+from deltatune.errors import unknown_name
 from deltatune.recipe import Recipe, named
 
-__all__ = ["everything", "in_text", "markdown", "one", "page", "table"]
-
-BEGIN = "<!-- recipes: made by make table, checked by the tests -->"
-END = "<!-- /recipes -->"
+__all__ = ["everything", "markdown", "one", "page", "table"]
 
 
 def one(name: str) -> dict[str, Any]:
@@ -87,19 +81,6 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def in_text(text: str) -> str:
-    """Return a README's text with the table between its markers made anew.
-
-    Raises:
-        InputError: the text has no markers.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise InputError(f"the text has no line {BEGIN!r} with {END!r} behind it: add both")
-    return f"{before}{begin}\n{markdown()}\n{end}{after}"
-
-
 def _cells(row: Mapping[str, Any]) -> list[str]:
     shown = ", ".join(f"{kind}" for room, kind in row["parts"].items() if room != "optimizer")
     return [row["name"], shown, row["trains"], row["source"] or ""]
@@ -121,8 +102,3 @@ def page(name: str) -> Group:
         Text("the whole recipe (any field with --set PATH=VALUE):"),
         Text(named(name).to_yaml()),
     )
-
-
-if __name__ == "__main__":
-    readme = Path(sys.argv[1])
-    write_text_atomically(readme, in_text(readme.read_text(encoding="utf-8")))

@@ -136,6 +136,38 @@ def recipes(
         return
     console = Console()
     console.print(catalogue.page(name) if name else catalogue.table())
+    if not name:
+        from deltatune import offline_catalogue
+
+        console.print(offline_catalogue.names(), soft_wrap=True)
+
+
+@app.command()
+def tasks(
+    name: Annotated[
+        str | None, typer.Argument(help="One task to show, such as boxes:difficulty=3.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the tasks that need no network, or show one: its levels and three examples."""
+    from deltatune import offline_catalogue
+
+    if as_json:
+        _print(offline_catalogue.task(name) if name else offline_catalogue.tasks())
+        return
+    shown = offline_catalogue.task_page(name) if name else offline_catalogue.tasks_table()
+    Console().print(shown, crop=False)
+
+
+@app.command()
+def bases(as_json: AsJson = False) -> None:
+    """List the pre-trained models that come with the package."""
+    from deltatune import offline_catalogue
+
+    if as_json:
+        _print(offline_catalogue.bases())
+    else:
+        Console().print(offline_catalogue.bases_table())
 
 
 @app.command()
