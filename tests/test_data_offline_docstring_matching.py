@@ -11,8 +11,13 @@ from pathlib import Path
 import datasets
 import pytest
 
-from deltatune.data.offline.docstring_matching import docstring_matching, word_overlap_accuracy
-from deltatune.data.offline.documented_functions import documented_functions
+from deltatune.data.offline.docstring_matching import (
+    TASK,
+    docstring_matching,
+    word_overlap_accuracy,
+)
+from deltatune.data.offline.docstring_pairs import told_apart
+from deltatune.data.offline.documented_functions import documented_functions, words
 from deltatune.errors import InputError
 
 NOUNS = (
@@ -185,3 +190,55 @@ def test_docstring_matching_refuses_when_the_library_is_too_small(library: Path)
 def test_docstring_matching_refuses_a_split_below_two(split: str) -> None:
     with pytest.raises(InputError, match=f"^{split}=1 is not allowed: give at least 2"):
         docstring_matching(**{split: 1})
+
+
+def test_docstring_matching_hardest_level_is_the_function_of_this_name(library: Path) -> None:
+    sizes = {"train": 24, "validation": 4, "test": 8}
+    assert rows(TASK.load(difficulty=3, **sizes)) == rows(docstring_matching(**sizes))
+
+
+def test_docstring_matching_middle_level_takes_any_docstring_of_the_module(library: Path) -> None:
+    owner = {f.docstring: (f.module, f.source) for f in documented_functions(library)}
+    for row in TASK.load(difficulty=2, train=24, validation=4, test=8)["train"]:
+        module, source = owner[row["docstring"]]
+        assert module == row["module"]
+        assert (source == row["function"]) == (row["label"] == 1)
+
+
+def test_docstring_matching_easiest_level_has_no_common_word_with_the_other(library: Path) -> None:
+    owner = {f.docstring: f.module for f in documented_functions(library)}
+    built = TASK.load(difficulty=1, train=24, validation=4, test=8)
+    texts = [text for split in built for text in built[split]["docstring"][:]]
+    assert len(set(texts)) == len(texts) == 36
+    for row in built["train"]:
+        is_other = row["label"] == 0
+        assert (owner[row["docstring"]] != row["module"]) == is_other
+        assert (not words(row["docstring"]) & words(row["function"])) == is_other
+    assert Counter(built["train"]["label"][:]) == {0: 12, 1: 12}
+
+
+def test_told_apart_leaves_out_what_finds_no_unrelated_docstring() -> None:
+    given = [
+        ("def close_door", "Open the window", 0, "house"),
+        ("def lock", "Lock a gate", 1, "house"),
+        ("def open_window", "Close the door", 0, "garden"),
+        ("def paint", "Paint a wall", 1, "garden"),
+    ]
+    assert told_apart(given) == []  # each is the other's own docstring: all words in common
+    away = [("def sing", "Sing a song", 0, "stage"), ("def dance", "Dance a waltz", 1, "stage")]
+    # "close door" takes the song, "open window" nothing, "sing" the first docstring left: it must
+    # be of another module and share no word.
+    assert told_apart([*given, *away]) == [
+        ("def close_door", "Sing a song", 0, "house"),
+        ("def lock", "Lock a gate", 1, "house"),
+        ("def sing", "Open the window", 0, "stage"),
+        ("def paint", "Paint a wall", 1, "garden"),
+    ]
+
+
+def test_docstring_matching_refuses_a_python_without_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(InputError, match=r"^this Python has no sources of its standard library"):
+        docstring_matching()

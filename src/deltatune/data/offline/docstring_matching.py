@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import re
-import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
 
 import datasets
 import torch
 
+from deltatune.data.offline.docstring_pairs import (
+    LABELS,
+    Pairing,
+    Row,
+    alike_pairs,
+    pairs_at_random,
+    rows_of_module,
+    shuffled,
+    told_apart,
+)
 from deltatune.data.offline.documented_functions import Function, documented_functions, words
+from deltatune.data.offline.offline_task import Level, OfflineTask
+from deltatune.data.offline.standard_library import library_folder
 from deltatune.errors import InputError
 from deltatune.seeds import generator_for, seed_for
 
-__all__ = ["docstring_matching", "word_overlap_accuracy"]
+__all__ = ["TASK", "docstring_matching", "word_overlap_accuracy"]
 
-LABELS = ("other", "match")
-MOST_ALIKE = 0.6  # above this share of common words two docstrings may fit each other's function
 LARGEST_SHARE = 10  # one package fills at most this part (a tenth) of a split
+EASIEST, HARDEST = 1, 3
+SPARE = 16  # rows beside a quarter of the size: not every function finds an unrelated docstring
 
 
 def docstring_matching(
@@ -32,7 +43,9 @@ def docstring_matching(
     of another function of the same module ("other"): two functions alike in name, wording and
     length swap their docstrings. A function and a docstring each occur once, so neither tells
     anything alone, and chance is 0.5. Functions keep their signature, as a reader would see them,
-    so shared words tell something: `word_overlap_accuracy` says how much.
+    so shared words tell something: `word_overlap_accuracy` says how much. This is the hardest level
+    of `TASK`: at level 2 any two functions of a module swap, at level 1 the other docstring is of
+    another module and shares no word with the function.
 
     Whole packages go to one split, chosen by a hash of seed and package name. The result is the
     same wherever Python's version and `seed` are.
@@ -54,18 +67,7 @@ def docstring_matching(
     for split, size in sizes.items():
         if size < 2:
             raise InputError(f"{split}={size} is not allowed: give at least 2 examples")
-    packages = _packages(documented_functions(Path(sysconfig.get_paths()["stdlib"])), seed)
-    waiting = sorted(packages, key=lambda package: seed_for(seed, package))
-    splits = {}
-    for split in ("test", "validation", "train"):  # train takes what is left
-        rows = _take(sizes[split], waiting, packages)
-        if len(rows) < sizes[split]:
-            raise InputError(
-                f"{split}={sizes[split]} is not allowed: the standard library of this Python gives "
-                f"{len(rows)} such examples beside the other splits; give at most that many"
-            )
-        splits[split] = _shuffled(rows, generator_for(seed, f"docstring_matching order {split}"))
-    return datasets.DatasetDict({split: _dataset(splits[split]) for split in sizes})
+    return _build(sizes, seed, HARDEST)
 
 
 def word_overlap_accuracy(dataset: datasets.DatasetDict) -> float:
@@ -95,11 +97,31 @@ def _overlaps(split: datasets.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(scores, dtype=torch.float64), labels
 
 
-Item = TypeVar("Item")
-Row = tuple[str, str, int, str]  # function, docstring, label, module
+def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.DatasetDict:
+    pairing = alike_pairs if difficulty == HARDEST else pairs_at_random
+    packages = _packages(_functions(library_folder()), seed, pairing)
+    waiting = sorted(packages, key=lambda package: seed_for(seed, package))
+    splits = {}
+    for split in ("test", "validation", "train"):  # train takes what is left
+        spare = SPARE + sizes[split] // 4 if difficulty == EASIEST else 0
+        rows = _take(sizes[split] + spare, waiting, packages)
+        if difficulty == EASIEST:
+            rows = told_apart(rows)[: sizes[split]]
+        if len(rows) < sizes[split]:
+            raise InputError(
+                f"{split}={sizes[split]} is not allowed: the standard library of this Python gives "
+                f"{len(rows)} such examples beside the other splits; give at most that many"
+            )
+        splits[split] = shuffled(rows, generator_for(seed, f"docstring_matching order {split}"))
+    return datasets.DatasetDict({split: _dataset(splits[split]) for split in sizes})
 
 
-def _packages(functions: Iterable[Function], seed: int) -> dict[str, list[Row]]:
+@functools.lru_cache(maxsize=1)  # parsing the library takes seconds
+def _functions(folder: Path) -> tuple[Function, ...]:
+    return tuple(documented_functions(folder))
+
+
+def _packages(functions: Iterable[Function], seed: int, pairing: Pairing) -> dict[str, list[Row]]:
     """Return package -> its rows; a twin in pure Python (`_pydecimal`) belongs to its package."""
     modules: dict[str, list[Function]] = {}
     for function in functions:
@@ -107,7 +129,7 @@ def _packages(functions: Iterable[Function], seed: int) -> dict[str, list[Row]]:
     packages: dict[str, list[Row]] = {}
     for module, members in modules.items():
         package = re.sub(r"^_(py)?", "", module.partition(".")[0])
-        packages.setdefault(package, []).extend(_rows(members, seed))
+        packages.setdefault(package, []).extend(rows_of_module(members, seed, pairing))
     return packages
 
 
@@ -126,62 +148,6 @@ def _take(size: int, waiting: list[str], packages: Mapping[str, Sequence[Row]]) 
     return rows[:size]
 
 
-def _rows(functions: Sequence[Function], seed: int) -> list[Row]:
-    """Return rows in groups of other, match, other, match, so that any cut is balanced within 1."""
-    generator = generator_for(seed, f"docstring_matching {functions[0].module}")
-    shuffled = _shuffled(functions, generator)
-    half = len(shuffled) // 2
-    others = [
-        (function.source, partner.docstring, LABELS.index("other"), function.module)
-        for pair in _alike_pairs(shuffled[:half])
-        for function, partner in (pair, pair[::-1])
-    ]
-    matches = [
-        (function.source, function.docstring, LABELS.index("match"), function.module)
-        for function in shuffled[half:]
-    ]
-    return list(itertools.chain.from_iterable(zip(others, matches, strict=False)))
-
-
-def _alike_pairs(functions: Sequence[Function]) -> list[tuple[Function, Function]]:
-    """Pair functions, the most alike first, that could not keep each other's docstring."""
-    pairs = [
-        (-_likeness(functions[i], functions[j]), i, j)
-        for i, j in itertools.combinations(range(len(functions)), 2)
-        if not _may_fit(functions[i], functions[j])
-    ]
-    taken: set[int] = set()
-    chosen = []
-    for _, i, j in sorted(pairs):
-        if taken.isdisjoint((i, j)):
-            taken |= {i, j}
-            chosen.append((functions[i], functions[j]))
-    return chosen
-
-
-def _may_fit(one: Function, other: Function) -> bool:
-    if one.name == other.name:
-        return True
-    return _common_share(one.docstring_words, other.docstring_words) > MOST_ALIKE
-
-
-def _likeness(one: Function, other: Function) -> float:
-    lengths = sorted((len(one.docstring), len(other.docstring)))
-    return (
-        _common_share(one.name_words, other.name_words)
-        + _common_share(one.docstring_words, other.docstring_words)
-        + lengths[0] / lengths[1]
-    )
-
-
-def _common_share(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
-
-
-def _shuffled(items: Sequence[Item], generator: torch.Generator) -> list[Item]:
-    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
-
-
 def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
     functions, docstrings, labels, modules = zip(*rows, strict=True)
     columns = {"function": functions, "docstring": docstrings, "label": labels, "module": modules}
@@ -191,3 +157,21 @@ def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
         function=text, docstring=text, label=label, module=text
     )
     return datasets.Dataset.from_dict(columns, features=features)
+
+
+TASK = OfflineTask(
+    name="docstring-matching",
+    title="Tell whether a docstring belongs to a function of Python's standard library",
+    kind="classification",
+    base="deltatune/nano",
+    metric="accuracy",
+    levels=(
+        Level(what="the other docstring is of another module, no common word", chance=0.5),
+        Level(what="the other docstring is of any function of the module", chance=0.5),
+        Level(what="the other docstring is of the most alike function", chance=0.5),
+    ),
+    difficulty=HARDEST,
+    sizes=MappingProxyType({"train": 2000, "validation": 300, "test": 600}),
+    columns=MappingProxyType({"text": "docstring", "second_text": "function", "label": "label"}),
+    build=_build,
+)
