@@ -73,7 +73,9 @@ def nearest_first(given: str, known: Iterable[str]) -> list[str]:
     )
 
 
-def unknown_name(what: str, given: object, known: Iterable[str], *, limit: int = 20) -> InputError:
+def unknown_name(
+    what: str, given: object, known: Iterable[str], *, limit: int = 20, all_in: str = ""
+) -> InputError:
     """Build the error for a name that nobody knows, the nearest known names first.
 
     Args:
@@ -81,6 +83,7 @@ def unknown_name(what: str, given: object, known: Iterable[str], *, limit: int =
         given: what the user wrote.
         known: every allowed name.
         limit: how many names to list at most.
+        all_in: the command that shows all of them.
 
     >>> str(unknown_name("recipe", "lorra", ["full", "lora"]))
     "recipe 'lorra' is not known: choose one of 'lora', 'full'"
@@ -88,6 +91,7 @@ def unknown_name(what: str, given: object, known: Iterable[str], *, limit: int =
     names = nearest_first(str(given), known)
     listed = ", ".join(repr(name) for name in names[:limit])
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    more += f", all in '{all_in}'" if more and all_in else ""
     if not names:
         return InputError(f"{what} {given!r} is not known: none exists here")
     return InputError(f"{what} {given!r} is not known: choose one of {listed}{more}")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from deltatune.errors import InputError, unknown_name
+from deltatune.field_errors import explained
 
 __all__ = [
     "ROOMS",
@@ -202,14 +203,7 @@ def validated(options: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     try:
         return _adapter(options).validate_python(dict(fields))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            raise InputError(f"{where}: {cause}") from error
-        path = ".".join([where, *(str(step) for step in first["loc"])])
-        if first["type"] == "missing":
-            raise InputError(f"{path} is missing: give it a value") from error
-        raise InputError(f"{path}={first['input']!r} is not allowed: {first['msg']}") from error
+        raise explained(error, fields, where) from error
 
 
 def _adapter(options: type[Any]) -> pydantic.TypeAdapter[Any]:

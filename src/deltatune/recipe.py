@@ -17,7 +17,8 @@ from transformers import Trainer
 from deltatune import parts
 from deltatune.bridges import applying, carriers, delta_forms
 from deltatune.coverage import Coverage
-from deltatune.errors import InputError, nearest_first, unknown_name
+from deltatune.errors import InputError, unknown_name
+from deltatune.field_errors import explained
 from deltatune.selections.by_role import ByRole
 from deltatune.settings import Optimizer, Training
 from deltatune.updates.ratios import Ratios
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 InPlace = carriers.InPlace
+NEAREST = 5  # names in the answer to an unknown field; a recipe has some fifty
 FREE = (["roles"], ["optimizer", "options"])  # mappings that a user adds keys to
 
 
@@ -149,15 +151,18 @@ def _assign(plain: dict[str, Any], path: str, value: Any) -> None:
     place: Any = plain
     for i, key in enumerate(parents):
         if not isinstance(place, Mapping) or key not in place:
-            known = _paths(plain)
-            raise unknown_name("field", path, known)
+            raise _unknown_field(path, plain)
         place = place[key]
         if place is None or not isinstance(place, dict):
             raise InputError(f"{'.'.join(parents[: i + 1])} has no fields: set it as a whole first")
     part_fields = ("kind" in place and bool(parents)) or parents in FREE
     if last not in place and not part_fields:
-        raise unknown_name("field", path, _paths(plain))
+        raise _unknown_field(path, plain)
     place[last] = value
+
+
+def _unknown_field(path: str, plain: Mapping[str, Any]) -> InputError:
+    return unknown_name("field", path, _paths(plain), limit=NEAREST, all_in="deltatune schema")
 
 
 def _paths(plain: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -229,24 +234,17 @@ def named(name: str, assignments: Mapping[str, Any] | None = None) -> Recipe:
     try:
         recipe: Recipe = pydantic.validate_call(function)(**arguments)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            raise cause from error
-        path = ".".join(str(step) for step in first["loc"])
-        raise InputError(f"{path}={first['input']!r} is not allowed: {first['msg']}") from error
-    return _with_known_fields(recipe, given, tuple(parameters))
+        raise explained(error, arguments, "") from error
+    known = [*parameters, *_paths(recipe.to_plain())]
+    _check_fields(given, known, f"deltatune recipes {name}")
+    return recipe.with_fields(given) if given else recipe
 
 
-def _with_known_fields(
-    recipe: Recipe, given: Mapping[str, Any], parameters: Sequence[str]
-) -> Recipe:
+def _check_fields(given: Iterable[str], known: Sequence[str], all_in: str) -> None:
     top_level = [entry.name for entry in dataclasses.fields(Recipe)]
     for key in given:
         if "." not in key and key not in top_level:
-            known = [*parameters, *_paths(recipe.to_plain())]
-            raise unknown_name("field", key, nearest_first(key, known))
-    return recipe.with_fields(given) if given else recipe
+            raise unknown_name("field", key, known, limit=NEAREST, all_in=all_in)
 
 
 def read(source: str | Path, assignments: Mapping[str, Any] | None = None) -> Recipe:
