@@ -199,7 +199,7 @@ TASK = OfflineTask(
     base="deltatune/nano",
     metric="exact_match",
     levels=(
-        Level(what="broken spelling or brackets, up to 5 lines; answer: the line", chance=0.02),
+        Level(what="broken spelling or brackets, up to 5 lines; answer: the line", chance=0.03),
         Level(what="wrong meaning as well, up to 8 lines; answer: the line", chance=0.02),
         Level(what="wrong meaning as well, up to 6 lines; answer: the function", chance=0.0),
     ),
