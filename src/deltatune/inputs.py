@@ -16,6 +16,7 @@ from deltatune.data.image_encoding import ImageCollator, encode_images
 from deltatune.data.loading import Examples
 from deltatune.data.showing import show_example
 from deltatune.data.tasks import TASKS
+from deltatune.errors import InputError
 from deltatune.settings import Training
 
 __all__ = ["Collate", "inputs_of", "pixels_for"]
@@ -81,11 +82,16 @@ def pixels_for(base: Base) -> ImageCollator:
 
 def _positions(base: Base, batch: Mapping[str, Tensor]) -> int:
     """Return how many vectors the first layer gets of one image: patches, and what stands by."""
-    on = base.model.device
-    with torch.no_grad():
-        outputs = base.model(
-            **{key: value.to(on) for key, value in batch.items()}, output_hidden_states=True
-        )
+    pixels = batch["pixel_values"].to(base.model.device)
+    try:
+        with torch.no_grad():
+            outputs = base.model(pixel_values=pixels, output_hidden_states=True)
+    except (ValueError, RuntimeError) as error:  # how models refuse sizes and channels
+        raise InputError(
+            f"model {base.name!r} refuses images of {tuple(pixels.shape[1:])} (channels, height, "
+            f"width): {' '.join(str(error).split())[:200].rstrip('.')}: check that its image "
+            f"processor belongs to it"
+        ) from error
     states = getattr(outputs, "hidden_states", None)
     if not states:
         return 1
