@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from deltatune import parts
+from deltatune.base import load_base
 from deltatune.errors import InputError, NotComposable
 from deltatune.exporting import export
 from deltatune.run import Run, finetune
@@ -90,6 +93,21 @@ def test_resumed_run_on_images_ends_as_one_that_never_stopped(vit: Path, tmp_pat
     again = run(vit, data, "lora", tmp_path / "again", **changes)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "again")
     assert whole.after == again.after
+
+
+def test_head_of_other_classes_is_drawn_anew_and_one_of_the_same_is_kept(tmp_path: Path):
+    names = {"id2label": {0: "day", 1: "night"}, "label2id": {"day": 0, "night": 1}}
+    folder = image_model_folder(tmp_path / "vit", **names)
+    load = functools.partial(load_base, folder, task="image_classification")
+    same = load(label_names=("day", "night"))
+    other, again = (load(label_names=("left", "right")) for _ in range(2))
+    stored = load_file(folder / "model.safetensors")["classifier.weight"]
+    assert torch.equal(same.model.classifier.weight, stored)
+    assert same.new_weights == ()
+    assert other.new_weights == ("classifier.weight", "classifier.bias")
+    assert not torch.equal(other.model.classifier.weight, stored)
+    assert torch.equal(other.model.classifier.weight, again.model.classifier.weight)
+    assert same.record.leaving_out(other.new_weights).fingerprint == other.fingerprint
 
 
 def written(folder: Path, config: Any) -> Path:

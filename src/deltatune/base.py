@@ -23,6 +23,7 @@ from deltatune.base_record import BaseRecord, base_record
 from deltatune.bridges.quiet import quiet
 from deltatune.data.tasks import TASKS
 from deltatune.errors import InputError, unknown_name
+from deltatune.fresh_heads import named_classes, redraw_head
 from deltatune.guarded import guarded
 from deltatune.model_places import locate
 from deltatune.processors import Processor, load_processor
@@ -82,6 +83,9 @@ def load_base(
 ) -> Base:
     """Load a model for a data task, and its tokenizer or image processor.
 
+    A head that the checkpoint lacks, that has another number of classes or that names other classes
+    is drawn from the seed.
+
     Args:
         name: folder, Hugging Face name, `package:NAME` or `deltatune/NAME`.
         task: a task of `deltatune.data`.
@@ -101,8 +105,11 @@ def load_base(
         place, allow_remote_code, lambda **options: AutoConfig.from_pretrained(place, **options)
     )
     processor = load_processor(place, config, task, allow_remote_code)
+    known = named_classes(config)
     _set_labels(config, task, label_names)
     model, new_weights = _load_weights(place, config, task, precision, allow_remote_code, seed)
+    if not new_weights and TASKS[task].answers == "class" and known not in ((), tuple(label_names)):
+        new_weights = redraw_head(model, len(label_names), seed)
     if isinstance(processor, PreTrainedTokenizerBase) and (
         getattr(model.config, "pad_token_id", None) is None
     ):
