@@ -230,5 +230,5 @@ TASK = OfflineTask(
     columns=MappingProxyType({"prompt": "prompt", "completion": "completion"}),
     build=_build,
     score=quadruple_f1,
-    answer_tokens=96,
+    answer_tokens=56,
 )

@@ -217,5 +217,5 @@ TASK = OfflineTask(
     columns=MappingProxyType({"prompt": "prompt", "completion": "completion"}),
     build=bug_repair,
     score=exact_match,
-    answer_tokens=120,
+    answer_tokens=144,
 )
