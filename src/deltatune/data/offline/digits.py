@@ -54,6 +54,9 @@ def _disturbed(scan: Tensor, generator: torch.Generator, difficulty: int) -> Ten
     return moved + noise * torch.randn(SIZE, SIZE, generator=generator)
 
 
+# The ceilings are what a support vector machine (scikit-learn's SVC with C=10) reaches on the same
+# splits, mean of seeds 0 to 2: 0.988, 0.980, 0.908. On the disturbed levels it was shown twelve
+# more disturbed copies of every training scan.
 TASK = OfflineTask(
     name="digits-5-9",
     title="Tell the handwritten digits 5 to 9 apart, on real scans of 8 x 8 pixels",
@@ -61,9 +64,9 @@ TASK = OfflineTask(
     base="deltatune/nano-vit",
     metric="accuracy",
     levels=(
-        Level(what="as scanned", chance=0.2),
-        Level(what="moved by up to a pixel, some noise", chance=0.2),
-        Level(what="moved by up to a pixel, strong noise", chance=0.2),
+        Level(what="as scanned", chance=0.2, ceiling=0.99),
+        Level(what="moved by up to a pixel, some noise", chance=0.2, ceiling=0.98),
+        Level(what="moved by up to a pixel, strong noise", chance=0.2, ceiling=0.91),
     ),
     difficulty=1,
     sizes=MappingProxyType({"train": 500, "validation": 70, "test": 300}),
