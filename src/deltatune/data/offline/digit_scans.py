@@ -44,7 +44,7 @@ def scans() -> tuple[Tensor, Tensor]:
 
 def scans_of(digit: int) -> list[int]:
     """Return the numbers of all scans of one digit."""
-    return (scans()[1] == digit).nonzero().flatten().tolist()  # type: ignore[no-any-return]
+    return (scans()[1] == digit).nonzero().flatten().tolist()
 
 
 def held_out(digit: int) -> tuple[list[int], list[int]]:
