@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 from deltatune.data.offline.boxes import (
+    BOX_FIRST,
     LETTERS,
     NUMBERS_OF_BOXES,
     OBJECTS,
@@ -40,6 +41,11 @@ def test_box_sample_reads_as_in_the_paper() -> None:
     assert sample.prompt == "The cup is in Box Q, the key is in Box B. Box B contains the"
     assert (sample.query_letter, sample.answer) == ("B", "key")
     assert sample.row()["completion"] == " key"
+
+
+def test_box_sample_can_name_the_box_first() -> None:
+    sample = BoxSample(0, ("cup", "key"), ("Q", "B"), 1, clause=BOX_FIRST)
+    assert sample.prompt == "Box Q has the cup, Box B has the key. Box B contains the"
 
 
 def test_box_samples_have_letters_at_equal_steps() -> None:
@@ -100,7 +106,9 @@ def test_boxes_contexts_stay_in_one_split(difficulty: int) -> None:
 def test_boxes_have_the_levels_number_of_boxes(difficulty: int, boxes: int) -> None:
     for row in built(difficulty)["train"]:
         assert len(row["objects"]) == boxes
-        assert row["prompt"].count(" is in Box ") == boxes
+        # The paper's clause names the thing first.
+        clause = " is in Box " if difficulty == 3 else " has the "
+        assert row["prompt"].count(clause) == boxes
         assert row["completion"] == f" {row['objects'][row['query_index']]}"
     assert TASK.level(difficulty).chance == 1 / boxes
 

@@ -12,7 +12,6 @@ import datasets
 import pytest
 
 from deltatune.data.offline.docstring_matching import (
-    TASK,
     docstring_matching,
     word_overlap_accuracy,
 )
@@ -192,14 +191,14 @@ def test_docstring_matching_refuses_a_split_below_two(split: str) -> None:
         docstring_matching(**{split: 1})
 
 
-def test_docstring_matching_hardest_level_is_the_function_of_this_name(library: Path) -> None:
-    sizes = {"train": 24, "validation": 4, "test": 8}
-    assert rows(TASK.load(difficulty=3, **sizes)) == rows(docstring_matching(**sizes))
+def test_docstring_matching_refuses_a_difficulty_that_there_is_not() -> None:
+    with pytest.raises(InputError, match=r"^difficulty=4 is not allowed: give 1 to 3"):
+        docstring_matching(difficulty=4)
 
 
 def test_docstring_matching_middle_level_takes_any_docstring_of_the_module(library: Path) -> None:
     owner = {f.docstring: (f.module, f.source) for f in documented_functions(library)}
-    for row in TASK.load(difficulty=2, train=24, validation=4, test=8)["train"]:
+    for row in docstring_matching(difficulty=2, train=24, validation=4, test=8)["train"]:
         module, source = owner[row["docstring"]]
         assert module == row["module"]
         assert (source == row["function"]) == (row["label"] == 1)
@@ -207,7 +206,7 @@ def test_docstring_matching_middle_level_takes_any_docstring_of_the_module(libra
 
 def test_docstring_matching_easiest_level_has_no_common_word_with_the_other(library: Path) -> None:
     owner = {f.docstring: f.module for f in documented_functions(library)}
-    built = TASK.load(difficulty=1, train=24, validation=4, test=8)
+    built = docstring_matching(difficulty=1, train=24, validation=4, test=8)
     texts = [text for split in built for text in built[split]["docstring"][:]]
     assert len(set(texts)) == len(texts) == 36
     for row in built["train"]:

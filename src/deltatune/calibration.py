@@ -68,7 +68,7 @@ class Calibration:
 
 @contextmanager
 def _seeded(batches: object, seed: int) -> Iterator[None]:
-    """Seed what a loader draws its order from; give all of it back, so that training sees no change.
+    """Seed what a loader draws its order from; give all back, so that training sees no change.
 
     A loader and its samplers may have generators of their own, beside the global one.
     """

@@ -211,7 +211,7 @@ TASK = OfflineTask(
         Level(what="five to seven facts of seven kinds, shuffled, two reworded", chance=0.122),
     ),
     difficulty=1,
-    sizes={"train": 1500, "validation": 150, "test": 300},
+    sizes={"train": 1500, "validation": 150, "test": 200},
     columns={"prompt": "prompt", "completion": "completion"},
     build=_build,
     score=_score,

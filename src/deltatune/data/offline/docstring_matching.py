@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import datasets
 import torch
@@ -22,12 +21,11 @@ from deltatune.data.offline.docstring_pairs import (
     told_apart,
 )
 from deltatune.data.offline.documented_functions import Function, documented_functions, words
-from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.standard_library import library_folder
 from deltatune.errors import InputError
 from deltatune.seeds import generator_for, seed_for
 
-__all__ = ["TASK", "docstring_matching", "word_overlap_accuracy"]
+__all__ = ["docstring_matching", "word_overlap_accuracy"]
 
 LARGEST_SHARE = 10  # one package fills at most this part (a tenth) of a split
 EASIEST, HARDEST = 1, 3
@@ -35,7 +33,12 @@ SPARE = 16  # rows beside a quarter of the size: not every function finds an unr
 
 
 def docstring_matching(
-    *, seed: int = 0, train: int = 3000, validation: int = 300, test: int = 600
+    *,
+    seed: int = 0,
+    train: int = 3000,
+    validation: int = 300,
+    test: int = 600,
+    difficulty: int = HARDEST,
 ) -> datasets.DatasetDict:
     """Build the task from the sources of the running Python; they are parsed, never executed.
 
@@ -43,9 +46,12 @@ def docstring_matching(
     of another function of the same module ("other"): two functions alike in name, wording and
     length swap their docstrings. A function and a docstring each occur once, so neither tells
     anything alone, and chance is 0.5. Functions keep their signature, as a reader would see them,
-    so shared words tell something: `word_overlap_accuracy` says how much. This is the hardest level
-    of `TASK`: at level 2 any two functions of a module swap, at level 1 the other docstring is of
-    another module and shares no word with the function.
+    so shared words tell something: `word_overlap_accuracy` says how much. This is difficulty 3: at
+    2 any two functions of a module swap, at 1 the other docstring is of another module and shares
+    no word with the function.
+
+    An encoder learns this; `nano`, which writes from left to right, does not in a few hundred
+    steps, and has a form of its own in `docstring_choice`.
 
     Whole packages go to one split, chosen by a hash of seed and package name. The result is the
     same wherever Python's version and `seed` are.
@@ -55,6 +61,7 @@ def docstring_matching(
         train: number of training examples.
         validation: number of validation examples.
         test: number of test examples.
+        difficulty: 1 to 3.
 
     Returns:
         Splits "train", "validation" and "test" with the columns `function`, `docstring`, `label`
@@ -67,7 +74,9 @@ def docstring_matching(
     for split, size in sizes.items():
         if size < 2:
             raise InputError(f"{split}={size} is not allowed: give at least 2 examples")
-    return _build(sizes, seed, HARDEST)
+    if difficulty not in range(EASIEST, HARDEST + 1):
+        raise InputError(f"difficulty={difficulty} is not allowed: give {EASIEST} to {HARDEST}")
+    return _build(sizes, seed, difficulty)
 
 
 def word_overlap_accuracy(dataset: datasets.DatasetDict) -> float:
@@ -157,21 +166,3 @@ def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
         function=text, docstring=text, label=label, module=text
     )
     return datasets.Dataset.from_dict(columns, features=features)
-
-
-TASK = OfflineTask(
-    name="docstring-matching",
-    title="Tell whether a docstring belongs to a function of Python's standard library",
-    kind="classification",
-    base="deltatune/nano",
-    metric="accuracy",
-    levels=(
-        Level(what="the other docstring is of another module, no common word", chance=0.5),
-        Level(what="the other docstring is of any function of the module", chance=0.5),
-        Level(what="the other docstring is of the most alike function", chance=0.5),
-    ),
-    difficulty=HARDEST,
-    sizes=MappingProxyType({"train": 2000, "validation": 300, "test": 600}),
-    columns=MappingProxyType({"text": "docstring", "second_text": "function", "label": "label"}),
-    build=_build,
-)

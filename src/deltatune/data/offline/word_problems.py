@@ -23,7 +23,7 @@ NAMES = "Ada Ben Carl Dora Eva Finn Gina Hugo Ida Jack Kate Leo Mary Nina Otto P
 THINGS = (
     "apples balls bells books cards coins cups eggs flags keys maps notes pens rings stamps stones"
 ).split()
-NUMBERS = range(2, 10)  # one digit; never 1, which would need another word than the plural
+SMALLEST = 2  # of the numbers; 1 would need another word than the plural
 LARGEST_RESULT = 99
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 FINAL_NUMBER = re.compile(r"####\s*([-+]?)\s*\$?\s*(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?")
@@ -37,16 +37,18 @@ class Story:
         text: with `{name}`, `{things}` and the numbers `{a}`, `{b}`, ... in it.
         steps: what is reckoned, such as `a + b`; the results are called x, y and z in turn, and
             the last one is the answer.
+        largest: of the numbers; the fewer there are, the fewer sums have to be known.
     """
 
     text: str
     steps: tuple[str, ...]
+    largest: int = 9
 
     @functools.cached_property
     def numbers(self) -> tuple[tuple[int, ...], ...]:
         """Every choice of a, b, ... that keeps all results from 1 to `LARGEST_RESULT`."""
         letters = [letter for letter in "abcd" if f"{{{letter}}}" in self.text]
-        choices = itertools.product(NUMBERS, repeat=len(letters))
+        choices = itertools.product(range(SMALLEST, self.largest + 1), repeat=len(letters))
         return tuple(choice for choice in choices if _is_fit(self.worked(choice)))
 
     def worked(self, numbers: Sequence[int]) -> list[tuple[str, int]]:
@@ -89,19 +91,23 @@ LEVELS: tuple[tuple[Story, ...], ...] = (
         Story(
             "{name} has {a} {things} and finds {b} more. How many {things} does {name} have now?",
             ("a + b",),
+            largest=5,
         ),
         Story(
             "{name} puts {a} {things} on the table and {b} {things} on the desk. "
             "How many {things} did {name} put down?",
             ("a + b",),
+            largest=5,
         ),
         Story(
             "{name} has {a} {things} and loses {b} of them. How many {things} are left?",
             ("a - b",),
+            largest=5,
         ),
         Story(
             "{name} wants {a} {things} and has {b} so far. How many {things} are missing?",
             ("a - b",),
+            largest=5,
         ),
     ),
     (
@@ -213,12 +219,12 @@ TASK = OfflineTask(
     base="deltatune/nano",
     metric="final_number",
     levels=(
-        Level(what="one step, + and -, numbers below 10", chance=0.125),
+        Level(what="one step, + and -, numbers from 2 to 5", chance=0.25),
         Level(what="two steps, + and -, numbers below 10", chance=0.122),
         Level(what="three steps, one or two of them *", chance=0.019),
     ),
     difficulty=1,
-    sizes={"train": 1500, "validation": 150, "test": 300},
+    sizes={"train": 1500, "validation": 150, "test": 200},
     columns={"prompt": "prompt", "completion": "completion"},
     build=_build,
     score=_score,
