@@ -1,0 +1,243 @@
+"""Is one recipe better than another? Paired over items and seeds, with intervals that hold.
+
+The scores of two recipes on the same items, trained with the same seeds, differ by a table of
+`(seeds, items)` numbers. Its mean is the difference that is reported. Seeds and items are both
+drawn by chance, and each row and column has an effect of its own, so neither may be taken for
+independent repeats of the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]  # it has no annotations
+
+from deltatune.errors import InputError
+from deltatune.seeds import seed_for
+
+__all__ = ["Difference", "adjusted", "compare_pair", "compare_pairs", "ranks"]
+
+Table = NDArray[np.float64]  # (seeds, items)
+LEVEL = 0.95
+POWER = 0.8
+DRAWS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much better the first of two recipes is than the second.
+
+    Args:
+        first: name.
+        second: name.
+        mean: first minus second.
+        low: lower end of the 95 % interval; NaN with one seed.
+        high: upper end of it.
+        p_value: two-sided, of no difference; NaN with one seed.
+        adjusted_p_value: after Holm's correction over all pairs that were compared.
+        items_needed: items that would separate the two at 80 % power with as many seeds, if the
+            difference is what it seems; infinite where more items cannot, and more seeds are
+            needed; NaN with one seed.
+    """
+
+    first: str
+    second: str
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    adjusted_p_value: float
+    items_needed: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the two can be told apart; never with one seed."""
+        return self.adjusted_p_value < 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class _Variances:
+    """Mean squares of a crossed table, and what follows from them.
+
+    Source: the two-way random-effects analysis of variance with one value per cell; the degrees of
+    freedom are Satterthwaite's 1946, An Approximate Distribution of Estimates of Variance
+    Components.
+    """
+
+    seeds: int
+    items: int
+    of_seeds: float
+    of_items: float
+    of_rest: float
+
+    @classmethod
+    def of(cls, table: Table) -> _Variances:
+        seeds, items = table.shape
+        rows, columns = table.mean(axis=1), table.mean(axis=0)
+        rest = table - rows[:, None] - columns[None, :] + table.mean()
+        freedom = max(1, (seeds - 1) * (items - 1))
+        return cls(
+            seeds=seeds,
+            items=items,
+            of_seeds=items * float(rows.var(ddof=1)),
+            of_items=seeds * float(columns.var(ddof=1)),
+            of_rest=float((rest**2).sum()) / freedom,
+        )
+
+    @property
+    def of_mean(self) -> float:
+        """Variance of the table's mean; never below what either way alone gives."""
+        both = self.of_seeds + self.of_items - self.of_rest
+        return max(both, self.of_seeds, self.of_items) / (self.seeds * self.items)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of `of_mean`."""
+        total = self.of_mean * self.seeds * self.items
+        parts = self.of_seeds**2 / (self.seeds - 1) + self.of_items**2 / (self.items - 1)
+        return total**2 / parts if parts > 0 else math.inf
+
+    def items_for(self, difference: float) -> float:
+        """Return how many items show a difference at `POWER`; infinite if no number does."""
+        between_seeds = max(0.0, self.of_seeds - self.of_rest) / self.items
+        per_item = max(self.of_items, self.of_rest) / self.seeds
+        needed = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))
+        left = (difference / needed) ** 2 - between_seeds / self.seeds
+        return math.ceil(per_item / left) if left > 0 else math.inf
+
+
+def compare_pair(
+    first: str, second: str, scores: Mapping[str, Table], *, seed: int = 0, draws: int = DRAWS
+) -> Difference:
+    """Compare two recipes.
+
+    The interval is a paired bootstrap over items and seeds, widened to what so few seeds can say:
+    three seeds drawn with replacement vary less than three new ones would, and by how much follows
+    from the variances of the table.
+
+    Args:
+        first: a name in `scores`.
+        second: another.
+        scores: name -> `(seeds, items)`, the same seeds and items in the same order for all.
+        seed: of the draws.
+        draws: of the bootstrap.
+
+    Raises:
+        InputError: tables that do not fit each other, or hold no item.
+    """
+    table = _paired(first, second, scores)
+    mean = float(table.mean())
+    if min(table.shape) < 2:
+        nothing = math.nan
+        return _difference(first, second, mean, (nothing, nothing), nothing, nothing)
+    variances = _Variances.of(table)
+    error = math.sqrt(variances.of_mean)
+    if error == 0:  # the same difference everywhere: recipes that answer alike, or always apart
+        p_value = 1.0 if mean == 0 else 0.0
+        return _difference(first, second, mean, (mean, mean), p_value, math.nan)
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, variances.freedom))
+    generator = np.random.default_rng(seed_for(seed, f"bootstrap {first} {second}"))
+    deviations = _deviations(table, generator, draws)
+    wanted = error * float(stats.t.ppf((1 + LEVEL) / 2, variances.freedom))
+    low, high = np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    scale = 2 * wanted / float(high - low) if high > low else 0.0
+    ends = (mean + scale * float(low), mean + scale * float(high))
+    needed = variances.items_for(mean) if mean else math.inf
+    return _difference(first, second, mean, ends, p_value, needed)
+
+
+def _difference(
+    first: str,
+    second: str,
+    mean: float,
+    ends: tuple[float, float],
+    p_value: float,
+    items_needed: float,
+) -> Difference:
+    return Difference(
+        first=first,
+        second=second,
+        mean=mean,
+        low=ends[0],
+        high=ends[1],
+        p_value=p_value,
+        adjusted_p_value=p_value,
+        items_needed=items_needed,
+    )
+
+
+def _paired(first: str, second: str, scores: Mapping[str, Table]) -> Table:
+    one: Table = np.asarray(scores[first], np.float64)
+    other: Table = np.asarray(scores[second], np.float64)
+    if one.shape != other.shape or one.ndim != 2 or one.size == 0:
+        raise InputError(
+            f"{first!r} has scores of shape {one.shape}, {second!r} of {other.shape}: both need "
+            f"(seeds, items), of the same seeds and items"
+        )
+    difference: Table = one - other
+    return difference
+
+
+def _deviations(table: Table, generator: np.random.Generator, draws: int) -> Table:
+    """Return means of resampled tables less the mean of the table itself, `(draws,)`."""
+    seeds, items = table.shape
+    # How often each seed and item is drawn; the mean of a resampled table is a bilinear form.
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    means = np.empty(draws)
+    for start in range(0, draws, 200):  # (200, items) at a time
+        part = slice(start, min(start + 200, draws))
+        count = part.stop - part.start
+        of_items = generator.multinomial(items, np.full(items, 1 / items), count) / items
+        means[part] = np.einsum("ds,si,di->d", of_seeds[part], table, of_items, optimize=True)
+    deviations: Table = means - table.mean()
+    return deviations
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values; those that are no number stay so and do not count.
+
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+
+    >>> [round(p, 3) for p in adjusted([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    result = list(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        result[i] = largest
+    return result
+
+
+def compare_pairs(scores: Mapping[str, Table], *, seed: int = 0) -> list[Difference]:
+    """Compare every two recipes, with Holm's correction over all pairs.
+
+    Args:
+        scores: name -> `(seeds, items)`, higher is better.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: tables that do not fit each other.
+    """
+    found = [compare_pair(a, b, scores, seed=seed) for a, b in itertools.combinations(scores, 2)]
+    corrected = adjusted([difference.p_value for difference in found])
+    return [
+        Difference(**{**vars(difference), "adjusted_p_value": p})
+        for difference, p in zip(found, corrected, strict=True)
+    ]
+
+
+def ranks(names: Sequence[str], differences: Sequence[Difference]) -> dict[str, int]:
+    """Return 1 + the number of recipes that are significantly better; ties share a rank."""
+    better = dict.fromkeys(names, 0)
+    for difference in differences:
+        if difference.is_significant:
+            worse = difference.second if difference.mean > 0 else difference.first
+            better[worse] += 1
+    return {name: 1 + count for name, count in better.items()}
