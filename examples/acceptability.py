@@ -20,7 +20,7 @@ def main(folder: Path, data: str = "deltatune/acceptability", steps: int = 0) ->
         data,
         "efficientft",
         output=folder / "acceptability",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["accuracy"], run.after["accuracy"]
     print(f"accuracy: {before:.2f} -> {after:.2f}")

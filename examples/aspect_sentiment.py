@@ -20,7 +20,7 @@ def main(folder: Path, data: str = "deltatune/aspect-sentiment", steps: int = 0)
         data,
         "efficientft",
         output=folder / "aspect_sentiment",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["quadruple_f1"], run.after["quadruple_f1"]
     print(f"F1: {before:.2f} -> {after:.2f}")

@@ -20,7 +20,7 @@ def main(folder: Path, data: str = "deltatune/attributes-to-sentence", steps: in
         data,
         "efficientft",
         output=folder / "attributes_to_sentence",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["attribute_score"], run.after["attribute_score"]
     print(f"facts told: {before:.2f} -> {after:.2f}")

@@ -21,7 +21,7 @@ def main(folder: Path, data: str = "deltatune/boxes", steps: int = 0) -> None:
         data,
         "efficientft",
         output=folder / "boxes",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["first_word_match"], run.after["first_word_match"]
     print(f"right boxes: {before:.2f} -> {after:.2f}")

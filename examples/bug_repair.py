@@ -21,7 +21,7 @@ def main(folder: Path, data: str = "deltatune/bug-repair", steps: int = 0) -> No
         data,
         "efficientft",
         output=folder / "bug_repair",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["exact_match"], run.after["exact_match"]
     print(f"repaired: {before:.2f} -> {after:.2f}")

@@ -20,7 +20,7 @@ def main(folder: Path, data: str = "deltatune/digits-5-9", steps: int = 0) -> No
         data,
         "efficientft",
         output=folder / "digits",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["accuracy"], run.after["accuracy"]
     print(f"accuracy: {before:.2f} -> {after:.2f}")

@@ -21,7 +21,7 @@ def main(folder: Path, data: str = "deltatune/word-problems", steps: int = 0) ->
         data,
         "efficientft",
         output=folder / "word_problems",
-        assignments={"training.steps": steps},
+        assignments={"value_learning_rate": 1e-2, "training.steps": steps},
     )
     before, after = run.before["final_number"], run.after["final_number"]
     print(f"right numbers: {before:.2f} -> {after:.2f}")

@@ -92,7 +92,7 @@ def summary(task: OfflineTask, rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    tuned = {name: task for name, task in known().items() if task.kind != "text"}
+    tuned = {name: task for name, task in known().items() if not task.is_pretraining}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", nargs="*", choices=tuple(tuned), default=None)
     parser.add_argument("--runs", type=Path, default=Path("runs/offline_tasks"))

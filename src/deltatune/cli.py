@@ -198,7 +198,7 @@ def demo(
     output: Output = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Train the default recipe on a real encoder and real text, without a network."""
+    """Train the default recipe on a base and a task that come with the package."""
     from deltatune import demonstration
 
     result = demonstration.run(output)

@@ -213,7 +213,7 @@ TASK = OfflineTask(
         ),
     ),
     difficulty=1,
-    sizes=MappingProxyType({"train": 1500, "validation": 150, "test": 200}),
+    sizes=MappingProxyType({"train": 800, "validation": 150, "test": 200}),
     columns=MappingProxyType({"prompt": "prompt", "completion": "completion"}),
     build=bug_repair,
     score=exact_match,

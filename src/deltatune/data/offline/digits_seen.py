@@ -57,4 +57,5 @@ TASK = OfflineTask(
     ),
     columns=MappingProxyType({"image": "image", "label": "label"}),
     build=digits_seen,
+    is_pretraining=True,
 )

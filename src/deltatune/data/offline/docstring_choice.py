@@ -120,7 +120,7 @@ TASK = OfflineTask(
         Level(what="8 functions", chance=1 / 8),
     ),
     difficulty=2,
-    sizes=MappingProxyType({"train": 1500, "validation": 150, "test": 200}),
+    sizes=MappingProxyType({"train": 1000, "validation": 150, "test": 200}),
     columns=MappingProxyType({"prompt": "prompt", "completion": "completion"}),
     build=docstring_choice,
     score=_score,

@@ -124,4 +124,5 @@ TASK = OfflineTask(
     sizes={"train": 1000, "validation": 60, "test": 100},
     columns={"text": "text"},
     build=_build,
+    is_pretraining=True,
 )

@@ -59,6 +59,8 @@ class OfflineTask:
         score: for completions: the generated text (without the prompt) and its row in, a number in
             [0, 1] out; the row's own completion scores 1. None for labelled tasks and plain text.
         answer_tokens: the most tokens that are generated for one answer.
+        is_pretraining: whether the base was pre-trained on this, so that the test split is what it
+            may forget while it learns something else.
     """
 
     name: str
@@ -73,6 +75,7 @@ class OfflineTask:
     build: Build = field(repr=False)
     score: Score | None = field(default=None, repr=False)
     answer_tokens: int = 0
+    is_pretraining: bool = False
 
     def load(self, *, seed: int = 0, difficulty: int = 0, **sizes: int) -> datasets.DatasetDict:
         """Build the task.
