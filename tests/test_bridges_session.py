@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import PreTrainedModel
 
+from deltatune.bridges.session import repeated_examples
 from deltatune.run import finetune
 from tests.folders import completions, model_folder, rows_file
 
@@ -47,3 +50,22 @@ def test_session_leaves_no_model_behind_without_a_collection(recipe: str, tmp_pa
         assert not _living_models() - before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("examples", [8, 9, 10, 11, 12, 13])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_repeated_examples_are_those_that_accelerate_takes_twice(
+    examples: int, processes: int
+) -> None:
+    def batches() -> BatchSampler:
+        return BatchSampler(SequentialSampler(range(examples)), batch_size=2, drop_last=False)
+
+    if processes == 1:
+        taken = sum(len(batch) for batch in batches())
+    else:
+        shards = [
+            BatchSamplerShard(batches(), num_processes=processes, process_index=rank)
+            for rank in range(processes)
+        ]
+        taken = sum(len(batch) for shard in shards for batch in shard)
+    assert taken - examples == repeated_examples(examples, 2, processes)

@@ -28,7 +28,7 @@ from deltatune.recipe import Recipe
 from deltatune.settings import Training
 from deltatune.sites import Sites
 
-__all__ = ["latest", "session", "step_of"]
+__all__ = ["latest", "repeated_examples", "session", "step_of"]
 
 
 class _Metered(Trainer):
@@ -132,6 +132,26 @@ def _bound(training: Training, examples: int, args: TrainingArguments) -> int:
     return training.steps if 0 < training.steps < of_epochs else -1
 
 
+def repeated_examples(examples: int, batch_size: int, processes: int) -> int:
+    """Return how many examples an epoch takes twice, so that all processes have full batches.
+
+    accelerate fills the last round with the first examples of the epoch; one process alone has no
+    round to fill.
+    """
+    return -examples % (batch_size * processes) if processes > 1 else 0
+
+
+def _repeat_note(examples: int, args: TrainingArguments) -> tuple[str, ...]:
+    repeated = repeated_examples(examples, args.train_batch_size, args.world_size)
+    if not repeated:
+        return ()
+    return (
+        f"{repeated} of {examples} training examples come twice in each epoch, to fill the last "
+        f"round of {args.world_size} processes: with a multiple of "
+        f"{args.train_batch_size * args.world_size} examples none would",
+    )
+
+
 def session(
     model: nn.Module,
     examples: Any,
@@ -172,7 +192,7 @@ def session(
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     trainer.supervised_head = None if is_sharded else lean.head
     trainer.packing = lean.packing
-    trainer.notes = lean.notes
+    trainer.notes = (*lean.notes, *_repeat_note(len(examples), args))
     trainer.data_order = order
     trainer.tokens_in = collate.tokens_in
     trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
