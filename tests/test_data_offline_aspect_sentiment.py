@@ -110,7 +110,7 @@ def test_aspect_sentiment_chance_is_that_of_listing_every_quadruple() -> None:
 
 def test_aspect_sentiment_rows_are_pinned() -> None:
     # Another machine or Python has to give this very row.
-    row = TASK.load(difficulty=1)["train"][0]
+    row = TASK.load(difficulty=1, test=300)["train"][0]
     assert row["prompt"] == "review: in this version the prompt is nice.\nquadruples:"
     assert row["completion"] == " (prompt; interface; nice; positive)"
 

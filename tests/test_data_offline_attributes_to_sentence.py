@@ -148,7 +148,7 @@ def test_attributes_to_sentence_refuses_more_than_there_are() -> None:
     possible = 40 * 12 * 12
     message = (
         rf"^train=6000 is not allowed: attributes-to-sentence of difficulty 1 has {possible} "
-        rf"different examples, of which the other splits take 450; give at most {possible - 450}$"
+        rf"different examples, of which the other splits take 350; give at most {possible - 350}$"
     )
     with pytest.raises(InputError, match=message):
         TASK.load(difficulty=1, train=6000)
