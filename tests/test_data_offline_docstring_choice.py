@@ -41,7 +41,14 @@ def test_docstring_choice_packages_lie_in_one_split() -> None:
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [(" read_line", 1), (" read_line(self):\n", 1), (" read_lines", 0), (" read", 0), ("", 0)],
+    [
+        (" read_line", 1),
+        (" read_line(self):\n", 1),
+        (" read_lines", 0),
+        (" read", 0),
+        (" read_line, x", 0),
+        ("", 0),
+    ],
 )
 def test_docstring_choice_score_reads_the_first_name(text: str, score: int) -> None:
     assert TASK.score is not None

@@ -23,7 +23,7 @@ __all__ = ["TASK", "docstring_choice"]
 
 CHOICES = (2, 4, 8)  # by difficulty
 TRIES = 200  # drawn names until one tells nothing of the docstring
-NAME_END = re.compile(r"\W")
+NAMED = re.compile(r"\s*(\w+)\s*(?:[(:].*)?$", re.MULTILINE)  # and no second name behind it
 
 
 def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.DatasetDict:
@@ -104,8 +104,9 @@ def _row(
 
 
 def _score(text: str, row: Mapping[str, Any]) -> float:
-    """Return 1.0 where the first name that was written is the right one."""
-    return float(NAME_END.split(text.strip(), maxsplit=1)[0] == row["answer"])
+    """Return 1.0 where the first line names the right function, and no other."""
+    found = NAMED.match(text)
+    return float(found is not None and found[1] == row["answer"])
 
 
 TASK = OfflineTask(
