@@ -35,6 +35,8 @@ BASE: dict[str, tuple[str, ...]] = {
     "export": ("run", "--to", "peft"),
     "demo": (),
     "recipes": (),
+    "tasks": (),
+    "bases": (),
     "schema": (),
 }
 FLAGS: dict[str, Flag] = {
@@ -44,6 +46,7 @@ FLAGS: dict[str, Flag] = {
     "train.recipe": Flag(given=("--recipe", "lora"), seen="recipe"),
     "train.assignments": Flag(given=("--set", "training.epochs=1"), seen="assignments"),
     "train.column": Flag(given=("--column", "text=line"), seen="columns"),
+    "train.metric": Flag(given=("--metric", "exact_match"), seen="metric"),
     "train.task": Flag(given=("--task", "text"), seen="task"),
     "train.resume": Flag(given=("--resume",), seen="resume"),
     "train.allow_remote_code": Flag(given=("--allow-remote-code",), seen="allow_remote_code"),
@@ -57,6 +60,9 @@ FLAGS: dict[str, Flag] = {
     "demo.as_json": Flag(given=("--json",), seen="stdout"),
     "recipes.name": Flag(given=("lora",), seen="stdout"),
     "recipes.as_json": Flag(given=("--json",), seen="stdout"),
+    "tasks.name": Flag(given=("boxes",), seen="stdout"),
+    "tasks.as_json": Flag(given=("--json",), seen="stdout"),
+    "bases.as_json": Flag(given=("--json",), seen="stdout"),
 }
 
 
