@@ -32,7 +32,7 @@ from nano_card import write_card
 from deltatune.data.offline.library_text import library_parts
 from deltatune.files import replace_folder_atomically, write_text_atomically
 from deltatune.planning import device
-from deltatune.seeds import generator_for, seed_for
+from deltatune.seeds import generator_for, seed_for, shuffled
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 4096
@@ -95,11 +95,10 @@ def blocks(documents: Sequence[NDArray[np.int64]], passes: int, seed: int) -> Te
 
     Every pass reads all files, in an order of its own.
     """
-    chosen = []
+    chosen: list[NDArray[np.int64]] = []
     for turn in range(passes):
-        generator = generator_for(seed, "nano order", turn)
-        chosen += torch.randperm(len(documents), generator=generator).tolist()
-    stream = np.concatenate([documents[i] for i in chosen])
+        chosen += shuffled(documents, generator_for(seed, "nano order", turn))
+    stream = np.concatenate(chosen)
     length = CONTEXT + 1
     return torch.from_numpy(stream[: len(stream) // length * length].reshape(-1, length))
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
-__all__ = ["generator_for", "seed_for"]
+__all__ = ["generator_for", "seed_for", "shuffled"]
+
+Item = TypeVar("Item")
 
 
 def seed_for(seed: int, name: str, step: int = 0) -> int:
@@ -25,3 +29,16 @@ def generator_for(seed: int, name: str, step: int = 0) -> torch.Generator:
     Numbers are drawn on the CPU and moved, so that a choice does not depend on the device.
     """
     return torch.Generator().manual_seed(seed_for(seed, name, step))
+
+
+def shuffled(items: Sequence[Item], generator: torch.Generator) -> list[Item]:
+    """Return all items in random order, each as often as it was given.
+
+    Args:
+        items: any sequence; it is not changed.
+        generator: of the order. It moves on, so a second call gives another order.
+
+    >>> sorted(shuffled("abca", generator_for(0, "letters")))
+    ['a', 'a', 'b', 'c']
+    """
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]

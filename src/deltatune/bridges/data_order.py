@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["DataOrder"]
 
@@ -45,19 +45,19 @@ class DataOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = generator_for(self.seed, "data order", self.epoch)
-        shuffled = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = shuffled(range(len(self.lengths)), generator)
         if not self.groups_by_length:
-            yield from shuffled
+            yield from order
             return
         window = WINDOW_BATCHES * self.batch_size
-        for start in range(0, len(shuffled), window):
-            yield from self._grouped(shuffled[start : start + window], generator)
+        for start in range(0, len(order), window):
+            yield from self._grouped(order[start : start + window], generator)
 
     def _grouped(self, indices: list[int], generator: torch.Generator) -> Iterator[int]:
         ordered = sorted(indices, key=lambda i: (self.lengths[i], i))
         size = self.batch_size
         # A short batch stays last: in the middle it would shift all that follow it.
         whole = len(ordered) // size
-        for batch in torch.randperm(whole, generator=generator).tolist():
+        for batch in shuffled(range(whole), generator):
             yield from ordered[batch * size : (batch + 1) * size]
         yield from ordered[whole * size :]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 from deltatune.settings import Training
 
 __all__ = ["CalibrationBatches"]
@@ -40,7 +39,6 @@ class CalibrationBatches:
 
     def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
         """Go through all examples once."""
-        generator = generator_for(self.seed, "calibration")
-        order = torch.randperm(len(self.examples), generator=generator).tolist()
+        order = shuffled(range(len(self.examples)), generator_for(self.seed, "calibration"))
         for start in range(0, len(order), self.batch_size):
             yield self.collate([self.examples[i] for i in order[start : start + self.batch_size]])

@@ -7,13 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 import datasets
-import torch
 
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.minimal_pairs import LEVELS, Pair, squares
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["LABELS", "TASK", "acceptability"]
 
@@ -51,8 +50,7 @@ def acceptability(sizes: Mapping[str, int], seed: int, difficulty: int) -> datas
                 "many"
             )
         generator = generator_for(seed, f"acceptability order {split}")
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        splits[split] = _dataset([rows[i] for i in order])
+        splits[split] = _dataset(shuffled(rows, generator))
     return datasets.DatasetDict({split: splits[split] for split in sizes})
 
 

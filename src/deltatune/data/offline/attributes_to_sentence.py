@@ -15,6 +15,7 @@ import torch
 
 from deltatune.data.offline.distinct_examples import Family, digits, distinct_splits
 from deltatune.data.offline.offline_task import Level, OfflineTask
+from deltatune.seeds import shuffled
 
 __all__ = ["ATTRIBUTES", "TASK", "Attribute", "sentence_for", "sentence_score"]
 
@@ -163,8 +164,7 @@ def _family(names: Sequence[str], is_shuffled: bool) -> Family:
         chosen = [values[i][digit] for i, digit in enumerate(digits(number, bases=bases))]
         facts = list(zip(names, chosen, strict=True))
         if is_shuffled:
-            order = torch.randperm(len(facts), generator=generator).tolist()
-            facts = [facts[i] for i in order]
+            facts = shuffled(facts, generator)
         listed = ", ".join(f"{name}[{value}]" for name, value in facts)
         return {
             "prompt": f"{listed}\nSentence:",

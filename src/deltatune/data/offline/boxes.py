@@ -14,7 +14,7 @@ import torch
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["LETTERS", "NUMBERS_OF_BOXES", "OBJECTS", "TASK", "BoxSample", "box_samples"]
 
@@ -144,8 +144,7 @@ def _contexts(
 
 
 def _some(items: Sequence[str], number: int, generator: torch.Generator) -> tuple[str, ...]:
-    order = torch.randperm(len(items), generator=generator)[:number].tolist()
-    return tuple(items[i] for i in order)
+    return tuple(shuffled(items, generator)[:number])
 
 
 def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.DatasetDict:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
-import torch
 
 from deltatune.data.offline.injected_faults import MEANING, SPELLING, Fault, Kinds, faults_of
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.short_functions import Function, short_functions
 from deltatune.data.offline.standard_library import is_held_out, source_paths
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["TASK", "bug_repair", "exact_match", "repaired_function"]
 
-Item = TypeVar("Item")
 WHOLE = -1  # in the column `line`: the completion is the whole function
 MOST_OF_A_FILE = 20  # functions, so that no file fills a split
 TEST_SHARE = 2 / 3  # of the held-out functions; the rest is for validation
@@ -79,9 +77,9 @@ def bug_repair(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets
     """
     form = FORMS[difficulty - 1]
     name = f"bug-repair of difficulty {difficulty}"
-    paths = _shuffled(source_paths(), seed, f"{name} files")
+    paths = shuffled(source_paths(), generator_for(seed, f"{name} files"))
     held_out = _distinct(_functions([p for p in paths if is_held_out(p)], form, seed), set())
-    kept = _shuffled(list(held_out), seed, f"{name} held out")
+    kept = shuffled(list(held_out), generator_for(seed, f"{name} held out"))
     cut = round(len(kept) * TEST_SHARE)
     others = _functions((path for path in paths if not is_held_out(path)), form, seed)
     pools: dict[str, Iterable[Function]] = {
@@ -99,7 +97,8 @@ def bug_repair(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets
                 f"{split}={sizes[split]} is not allowed: {name} finds {len(rows)} different "
                 "examples for it in the standard library of this Python; give at most that many"
             )
-        splits[split] = datasets.Dataset.from_list(_shuffled(rows, seed, f"{name} {split}"))
+        generator = generator_for(seed, f"{name} {split}")
+        splits[split] = datasets.Dataset.from_list(shuffled(rows, generator))
     return datasets.DatasetDict({split: splits[split] for split in sizes})
 
 
@@ -132,7 +131,7 @@ def _functions(paths: Iterable[str], form: Form, seed: int) -> Iterator[Function
     """Yield the functions that a form takes, at most `MOST_OF_A_FILE` of each file."""
     for path in paths:
         fitting = [function for function in short_functions(path) if form.takes(function)]
-        yield from _shuffled(fitting, seed, f"bug-repair {path}")[:MOST_OF_A_FILE]
+        yield from shuffled(fitting, generator_for(seed, f"bug-repair {path}"))[:MOST_OF_A_FILE]
 
 
 def _distinct(functions: Iterable[Function], bodies: set[str]) -> Iterator[Function]:
@@ -185,11 +184,6 @@ def _new_rows(rows: Iterable[dict[str, Any]], prompts: set[str]) -> Iterator[dic
         if row["prompt"] not in prompts:
             prompts.add(row["prompt"])
             yield row
-
-
-def _shuffled(items: Sequence[Item], seed: int, place: str) -> list[Item]:
-    order = torch.randperm(len(items), generator=generator_for(seed, place))
-    return [items[i] for i in order.tolist()]
 
 
 # Chance is the share of the commonest line, `def setUp(self):`. The ceiling of levels 2 and 3: one

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltatune.data.images import check_pillow, grey_image
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["HELD_OUT", "SIZE", "dataset", "dealt", "held_out", "scans", "scans_of"]
 
@@ -52,10 +52,8 @@ def held_out(digit: int) -> tuple[list[int], list[int]]:
 
     The choice is fixed, whatever the seed of a task: the base was trained once.
     """
-    found = scans_of(digit)
-    generator = generator_for(0, f"nano-vit held out {digit}")
-    shuffled = [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
-    return shuffled[HELD_OUT:], shuffled[:HELD_OUT]
+    mixed = shuffled(scans_of(digit), generator_for(0, f"nano-vit held out {digit}"))
+    return mixed[HELD_OUT:], mixed[:HELD_OUT]
 
 
 def dealt(
@@ -79,7 +77,7 @@ def dealt(
         pool = pools[split]
         if id(pool) not in waiting:
             waiting[id(pool)] = [
-                _shuffled(found, seed, f"{task} digit {place} of {len(waiting)}")
+                shuffled(found, generator_for(seed, f"{task} digit {place} of {len(waiting)}"))
                 for place, found in enumerate(pool)
             ]
         left = waiting[id(pool)]
@@ -90,13 +88,8 @@ def dealt(
                 f"splits, with all digits alike; give at most that many"
             )
         taken = [left[i % len(left)].pop() for i in range(sizes[split])]
-        chosen[split] = _shuffled(taken, seed, f"{task} order {split}")
+        chosen[split] = shuffled(taken, generator_for(seed, f"{task} order {split}"))
     return {split: chosen[split] for split in sizes}
-
-
-def _shuffled(items: Sequence[int], seed: int, name: str) -> list[int]:
-    order = torch.randperm(len(items), generator=generator_for(seed, name)).tolist()
-    return [items[i] for i in order]
 
 
 def dataset(

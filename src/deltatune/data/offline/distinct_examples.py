@@ -10,7 +10,7 @@ import datasets
 import torch
 
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["DRAWING_ORDER", "Family", "digits", "distinct_splits", "without_repeats"]
 
@@ -105,7 +105,7 @@ def _drawn(families: Sequence[Family], generator: torch.Generator) -> Iterator[d
     """Yield rows in rounds: one of each family that still has some, in random order."""
     numbers = [without_repeats(family.size, generator) for family in families]
     while True:
-        for family in torch.randperm(len(families), generator=generator).tolist():
+        for family in shuffled(range(len(families)), generator):
             number = next(numbers[family], None)
             if number is not None:
                 yield dict(families[family].make(number, generator))

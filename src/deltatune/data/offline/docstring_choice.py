@@ -17,7 +17,7 @@ from deltatune.data.offline.documented_functions import Function, documented_fun
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.standard_library import library_folder
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for, seed_for
+from deltatune.seeds import generator_for, seed_for, shuffled
 
 __all__ = ["TASK", "docstring_choice"]
 
@@ -47,9 +47,8 @@ def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> da
     splits = {}
     for split, members in _by_split(fitting, sizes, seed).items():
         generator = generator_for(seed, f"docstring_choice {difficulty} {split}")
-        order = torch.randperm(len(members), generator=generator).tolist()
-        shuffled = [members[i] for i in order]
-        rows = (_row(f, shuffled, CHOICES[difficulty - 1], generator) for f in shuffled)
+        mixed = shuffled(members, generator)
+        rows = (_row(f, mixed, CHOICES[difficulty - 1], generator) for f in mixed)
         found = [row for row in rows if row is not None][: sizes[split]]
         if len(found) < sizes[split]:
             raise InputError(
@@ -93,8 +92,7 @@ def _row(
             names.append(other.name)
     if len(names) < choices:
         return None
-    order = torch.randperm(choices, generator=generator).tolist()
-    listed = ", ".join(names[i] for i in order)
+    listed = ", ".join(shuffled(names, generator))
     return {
         "prompt": f'{listed}\n"""{function.docstring}"""\ndef',
         "completion": f" {function.name}",

@@ -17,13 +17,12 @@ from deltatune.data.offline.docstring_pairs import (
     alike_pairs,
     pairs_at_random,
     rows_of_module,
-    shuffled,
     told_apart,
 )
 from deltatune.data.offline.documented_functions import Function, documented_functions, words
 from deltatune.data.offline.standard_library import library_folder
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for, seed_for
+from deltatune.seeds import generator_for, seed_for, shuffled
 
 __all__ = ["docstring_matching", "word_overlap_accuracy"]
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import torch
 
 from deltatune.data.offline.documented_functions import Function, words
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = [
     "LABELS",
@@ -17,14 +14,12 @@ __all__ = [
     "alike_pairs",
     "pairs_at_random",
     "rows_of_module",
-    "shuffled",
     "told_apart",
 ]
 
 LABELS = ("other", "match")
 MOST_ALIKE = 0.6  # above this share of common words two docstrings may fit each other's function
 
-Item = TypeVar("Item")
 Row = tuple[str, str, int, str]  # function, docstring, label, module
 Pairing = Callable[[Sequence[Function]], list[tuple[Function, Function]]]
 
@@ -96,11 +91,6 @@ def _likeness(one: Function, other: Function) -> float:
 
 def _common_share(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(1, len(one | other))
-
-
-def shuffled(items: Sequence[Item], generator: torch.Generator) -> list[Item]:
-    """Return the items in random order."""
-    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
 
 def told_apart(rows: Sequence[Row]) -> list[Row]:

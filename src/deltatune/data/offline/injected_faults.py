@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TypeVar
 
 import torch
 
 from deltatune.data.offline.short_functions import Function
 from deltatune.data.offline.standard_library import parsed
+from deltatune.seeds import shuffled
 
 __all__ = ["MEANING", "SPELLING", "Fault", "Kinds", "faults_of"]
 
@@ -88,7 +88,6 @@ class Source:
         return self.edited(token.start[0] - 1, token.start[1], token.end[1], new)
 
 
-Item = TypeVar("Item")
 Edits = Iterator[tuple[int, str]]  # index of a line, its faulty text
 Kinds = Mapping[str, Callable[[Source], Edits]]
 
@@ -264,19 +263,15 @@ def faults_of(
     source = Source(function)
     kinds = [
         kind
-        for group in _shuffled(groups, generator)
-        for kind in _shuffled(list(group.items()), generator)
+        for group in shuffled(groups, generator)
+        for kind in shuffled(list(group.items()), generator)
     ]
     for kind, edits_of in kinds:
-        for line, text in _shuffled(list(edits_of(source)), generator):
+        for line, text in shuffled(list(edits_of(source)), generator):
             fault = Fault(kind, line, text)
             if _is_fault(source, fault):
                 yield fault
                 break
-
-
-def _shuffled(items: Sequence[Item], generator: torch.Generator) -> list[Item]:
-    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
 
 def _is_fault(source: Source, fault: Fault) -> bool:

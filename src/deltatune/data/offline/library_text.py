@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import datasets
-import torch
 
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.standard_library import is_held_out, read_source, source_paths
 from deltatune.errors import InputError
-from deltatune.seeds import generator_for
+from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["TASK", "LibraryParts", "library_parts"]
 
@@ -94,8 +93,8 @@ def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.Dat
                 f"{split}={sizes[split]} is not allowed: the standard library of this Python "
                 f"gives {len(fresh)} such pieces; give at most that many"
             )
-        order = torch.randperm(len(fresh), generator=generator_for(seed, f"library_text {split}"))
-        rows = [fresh[i] for i in order[: sizes[split]].tolist()]
+        generator = generator_for(seed, f"library_text {split}")
+        rows = shuffled(fresh, generator)[: sizes[split]]
         taken |= {row["text"] for row in rows}
         splits[split] = datasets.Dataset.from_list(rows)
     return datasets.DatasetDict({split: splits[split] for split in sizes})
