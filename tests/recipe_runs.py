@@ -17,6 +17,7 @@ from deltatune.bridges import session
 from deltatune.bridges.quiet import quiet
 from deltatune.errors import InputError
 from deltatune.optimizers import check_can_run
+from deltatune.plan import Plan
 from deltatune.recipe import named
 from deltatune.request import Request
 from tests.adapters import logits_of
@@ -45,7 +46,7 @@ class TrainedRecipe:
         folder: holds the base in `model` and, once saved, the delta in `adapter`.
     """
 
-    plan: planning.Plan
+    plan: Plan
     start: dict[str, Tensor]
     before_training: dict[str, Tensor]
     base_logits: Tensor
@@ -82,7 +83,7 @@ def trained(name: str, folder: Path, *, fields: dict[str, Any] | None = None) ->
     )
 
 
-def _trainer(plan: planning.Plan, folder: Path) -> Any:
+def _trainer(plan: Plan, folder: Path) -> Any:
     return session.session(
         plan.model,
         plan.encoded.splits["train"],

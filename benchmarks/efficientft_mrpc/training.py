@@ -20,6 +20,7 @@ from deltatune.comparison.evaluation import Evaluation, evaluate
 from deltatune.deltas.low_rank import LowRank
 from deltatune.errors import Diverged
 from deltatune.files import write_json_atomically
+from deltatune.plan import Plan
 from deltatune.recipe import InPlace, Optimizer, Recipe, Training
 from deltatune.request import Request
 from deltatune.selections.by_role import ByRole
@@ -106,7 +107,7 @@ def score_of(task: str, scores: Evaluation) -> float:
 class _Curve(TrainerCallback):
     """Scores some held-back examples ten times during training."""
 
-    def __init__(self, plan: planning.Plan, task: str) -> None:
+    def __init__(self, plan: Plan, task: str) -> None:
         self.plan, self.task = plan, task
         self.points: list[tuple[int, float]] = []
 
@@ -117,7 +118,7 @@ class _Curve(TrainerCallback):
             self.points.append((state.global_step, score_of(self.task, scores)))
 
 
-def scored(plan: planning.Plan, split: str, at_most: int = 0) -> Evaluation:
+def scored(plan: Plan, split: str, at_most: int = 0) -> Evaluation:
     return evaluate(
         plan.model,
         plan.encoded.splits[split],

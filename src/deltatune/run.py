@@ -24,7 +24,7 @@ from deltatune.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from deltatune.planning import Plan
+from deltatune.plan import Plan
 from deltatune.recipe import Recipe, read
 from deltatune.request import Request
 from deltatune.run_folder import RunFolder

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from deltatune.planning import Plan
+from deltatune.plan import Plan
 from deltatune.run_folder import RunFolder
 from deltatune.updates import groups as grouping
 

@@ -14,7 +14,7 @@ from deltatune.comparison.evaluation import (
 )
 from deltatune.errors import Diverged, InputError
 from deltatune.files import write_json_atomically
-from deltatune.planning import Plan
+from deltatune.plan import Plan
 from deltatune.run_folder import RunFolder
 
 __all__ = ["after", "before", "collapse"]

@@ -171,31 +171,15 @@ def session(
     Raises:
         NotComposable: packing is asked for, and the model or the objective cannot be packed.
     """
-    trainer_class: Any = with_objective(with_exact_checkpoints(_Metered))
-    args = arguments(recipe, folder, trains_base=trains_base)
-    args.max_steps = _bound(recipe.training, len(examples), args)
-    order = _order(recipe.training, examples, collate)
-    lean = (
-        lean_batches(model, objective, collate, recipe.training, order.lengths)
-        if args.n_gpu <= 1  # data parallelism in one process divides rows, and there may be one
-        else LeanBatches(collate=collate)
-    )
-    trainer: Any = trainer_class(
-        model=model,
-        args=args,
-        train_dataset=examples,
-        data_collator=lean.collate,
+    trainer = _bare_trainer(
+        model,
+        examples,
+        collate,
+        recipe.training,
+        arguments(recipe, folder, trains_base=trains_base),
         objective=objective,
-        callbacks=list(callbacks),
+        callbacks=callbacks,
     )
-    # Sharded weights are whole only inside the wrapper's own forward passes.
-    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    trainer.supervised_head = None if is_sharded else lean.head
-    trainer.packing = lean.packing
-    trainer.notes = (*lean.notes, *_repeat_note(len(examples), args))
-    trainer.data_order = order
-    trainer.tokens_in = collate.tokens_in
-    trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
     trainer.add_callback(_MeterCallback(trainer, meter))
     attach_optimizer(
         trainer, update=recipe.update, sites=sites, **dataclasses.asdict(recipe.optimizer)
@@ -213,6 +197,44 @@ def session(
     )
     made: Trainer = trainer
     return made
+
+
+def _bare_trainer(
+    model: nn.Module,
+    examples: Any,
+    collate: Collator | ImageCollator,
+    training: Training,
+    args: TrainingArguments,
+    *,
+    objective: Any,
+    callbacks: Sequence[TrainerCallback],
+) -> Any:
+    """Make a Trainer with our loss, batches, order and checkpoints, and transformers' optimizer."""
+    args.max_steps = _bound(training, len(examples), args)
+    order = _order(training, examples, collate)
+    lean = (
+        lean_batches(model, objective, collate, training, order.lengths)
+        if args.n_gpu <= 1  # data parallelism in one process divides rows, and there may be one
+        else LeanBatches(collate=collate)
+    )
+    trainer_class: Any = with_objective(with_exact_checkpoints(_Metered))
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=examples,
+        data_collator=lean.collate,
+        objective=objective,
+        callbacks=list(callbacks),
+    )
+    # Sharded weights are whole only inside the wrapper's own forward passes.
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    trainer.supervised_head = None if is_sharded else lean.head
+    trainer.packing = lean.packing
+    trainer.notes = (*lean.notes, *_repeat_note(len(examples), args))
+    trainer.data_order = order
+    trainer.tokens_in = collate.tokens_in
+    trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
+    return trainer
 
 
 def latest(folder: Path) -> Path | None:
