@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from deltatune.data.offline.standard_library import is_held_out, source_files, source_paths
+from deltatune.data.offline.standard_library import (
+    is_held_out,
+    parsed,
+    source_files,
+    source_paths,
+)
 from deltatune.errors import InputError
 
 
@@ -61,6 +67,15 @@ def test_source_files_refuse_a_python_without_sources(library: Path) -> None:
     write(library / "site-packages" / "only.py", b"x = 1\n")
     with pytest.raises(InputError, match=r"no sources of its standard library \(looked in .*boxes"):
         source_files()
+
+
+def test_parsed_reads_bytes_as_they_declare() -> None:
+    tree = parsed(b"# -*- coding: latin-1 -*-\nword = 'caf\xe9'\n")
+    assert tree is not None
+    assert ast.unparse(tree) == "word = 'café'"
+    assert parsed(b"# coding: no-such\nx = 1\n") is None
+    assert parsed(b"x = '\xe9'\n") is None  # no UTF-8
+    assert parsed(b"x = 1\0\n") is None
 
 
 def test_is_held_out_takes_about_one_file_in_twenty() -> None:

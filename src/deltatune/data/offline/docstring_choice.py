@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +11,7 @@ import datasets
 import torch
 
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
-from deltatune.data.offline.documented_functions import Function, documented_functions
+from deltatune.data.offline.documented_functions import Function, documented_functions, package_of
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.standard_library import library_folder
 from deltatune.errors import InputError
@@ -42,7 +40,7 @@ def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> da
     Raises:
         InputError: more examples than the standard library has, or a Python without its sources.
     """
-    functions = _functions(library_folder())
+    functions = documented_functions(library_folder())
     fitting = [function for function in functions if function.name_words & function.docstring_words]
     splits = {}
     for split, members in _by_split(fitting, sizes, seed).items():
@@ -59,19 +57,13 @@ def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> da
     return datasets.DatasetDict({split: splits[split] for split in sizes})
 
 
-@functools.lru_cache(maxsize=1)
-def _functions(folder: Path) -> tuple[Function, ...]:
-    return tuple(documented_functions(folder))
-
-
 def _by_split(
     functions: Sequence[Function], sizes: Mapping[str, int], seed: int
 ) -> dict[str, list[Function]]:
     """Deal whole packages out: test and validation until they are full, training the rest."""
     packages: dict[str, list[Function]] = {}
     for function in functions:
-        package = re.sub(r"^_(py)?", "", function.module.partition(".")[0])
-        packages.setdefault(package, []).append(function)
+        packages.setdefault(package_of(function.module), []).append(function)
     splits: dict[str, list[Function]] = {split: [] for split in DRAWING_ORDER}
     waiting = sorted(packages, key=lambda package: seed_for(seed, package))
     for package in waiting:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import datasets
 import torch
@@ -19,7 +16,12 @@ from deltatune.data.offline.docstring_pairs import (
     rows_of_module,
     told_apart,
 )
-from deltatune.data.offline.documented_functions import Function, documented_functions, words
+from deltatune.data.offline.documented_functions import (
+    Function,
+    documented_functions,
+    package_of,
+    words,
+)
 from deltatune.data.offline.standard_library import library_folder
 from deltatune.errors import InputError
 from deltatune.seeds import generator_for, seed_for, shuffled
@@ -107,7 +109,7 @@ def _overlaps(split: datasets.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.DatasetDict:
     pairing = alike_pairs if difficulty == HARDEST else pairs_at_random
-    packages = _packages(_functions(library_folder()), seed, pairing)
+    packages = _packages(documented_functions(library_folder()), seed, pairing)
     waiting = sorted(packages, key=lambda package: seed_for(seed, package))
     splits = {}
     for split in ("test", "validation", "train"):  # train takes what is left
@@ -124,20 +126,15 @@ def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.Dat
     return datasets.DatasetDict({split: _dataset(splits[split]) for split in sizes})
 
 
-@functools.lru_cache(maxsize=1)  # parsing the library takes seconds
-def _functions(folder: Path) -> tuple[Function, ...]:
-    return tuple(documented_functions(folder))
-
-
 def _packages(functions: Iterable[Function], seed: int, pairing: Pairing) -> dict[str, list[Row]]:
-    """Return package -> its rows; a twin in pure Python (`_pydecimal`) belongs to its package."""
+    """Return package -> its rows."""
     modules: dict[str, list[Function]] = {}
     for function in functions:
         modules.setdefault(function.module, []).append(function)
     packages: dict[str, list[Row]] = {}
     for module, members in modules.items():
-        package = re.sub(r"^_(py)?", "", module.partition(".")[0])
-        packages.setdefault(package, []).extend(rows_of_module(members, seed, pairing))
+        rows = rows_of_module(members, seed, pairing)
+        packages.setdefault(package_of(module), []).extend(rows)
     return packages
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-__all__ = ["Function", "documented_functions", "words"]
+from deltatune.data.offline.standard_library import parsed
+
+__all__ = ["Function", "documented_functions", "package_of", "words"]
 
 SKIPPED_FOLDERS = frozenset(
     {
@@ -51,12 +52,12 @@ class Function:
     source: str
     docstring: str
 
-    @cached_property
+    @functools.cached_property
     def docstring_words(self) -> frozenset[str]:
         """The words of the docstring."""
         return words(self.docstring)
 
-    @cached_property
+    @functools.cached_property
     def name_words(self) -> frozenset[str]:
         """The words that the name is made of."""
         return words(self.name)
@@ -72,12 +73,33 @@ def words(text: str) -> frozenset[str]:
     return frozenset(part.lower() for part in parts) - STOP_WORDS
 
 
-def documented_functions(folder: Path) -> Iterator[Function]:
-    """Yield the functions and methods below a folder that say what they do, in order of path.
+def package_of(module: str) -> str:
+    """Return the package of a module; a twin in pure Python (`_pydecimal`) is of its original's.
+
+    Args:
+        module: dotted path, as in `Function`.
+
+    >>> package_of("json.decoder"), package_of("_pydecimal"), package_of("_strptime")
+    ('json', 'decimal', 'strptime')
+    """
+    return re.sub(r"^_(py)?", "", module.partition(".")[0])
+
+
+@functools.lru_cache(maxsize=1)  # parsing the library takes seconds
+def documented_functions(folder: Path) -> tuple[Function, ...]:
+    """Return the functions and methods below a folder that say what they do, in order of path.
 
     Files that do not parse are passed over, and so are tests and installed packages. Text and body
-    each occur once: of equal ones the first is kept.
+    each occur once: of equal ones the first is kept. The last folder's are kept, so a folder that
+    changes is not read again.
+
+    Args:
+        folder: the standard library's, or another with Python files.
     """
+    return tuple(_distinct_functions(folder))
+
+
+def _distinct_functions(folder: Path) -> Iterator[Function]:
     seen: set[str] = set()
     for path in sorted(folder.rglob("*.py")):
         relative = path.relative_to(folder)
@@ -91,13 +113,8 @@ def documented_functions(folder: Path) -> Iterator[Function]:
 
 
 def _functions_of(path: Path, module: str) -> Iterator[Function]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # invalid escapes in old sources are not the user's concern
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # a broken file or unknown encoding; null bytes
+    tree = parsed(path.read_bytes())
+    if tree is None:
         return
     for definition in _definitions(tree.body):
         text = ast.get_docstring(definition)

@@ -97,13 +97,17 @@ def read_text(relative_path: str) -> str | None:
         return None
 
 
-def parsed(text: str) -> ast.Module | None:
-    """Return the syntax tree of a text; None where it is no valid Python."""
+def parsed(source: str | bytes) -> ast.Module | None:
+    """Return the syntax tree of a source; None where it is no valid Python.
+
+    Args:
+        source: a text, or the bytes of a file, which are decoded as they declare (PEP 263).
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes are not the user's concern
-            return ast.parse(text)
-    except (SyntaxError, ValueError):  # ValueError: null characters
+            return ast.parse(source)
+    except (SyntaxError, ValueError):  # or an unknown encoding; ValueError: null characters
         return None
 
 
