@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from deltatune.data import yardstick
 from deltatune.data.offline.injected_faults import MEANING, SPELLING, Fault, Kinds, faults_of
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.short_functions import Function, short_functions
@@ -109,7 +110,7 @@ def exact_match(text: str, row: Mapping[str, Any]) -> float:
         text: what was generated.
         row: a row of the task.
     """
-    return float(text.strip() == row["completion"].strip())
+    return yardstick.exact_match(text, row["completion"])
 
 
 def repaired_function(text: str, row: Mapping[str, Any]) -> str:
