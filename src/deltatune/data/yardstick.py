@@ -65,7 +65,10 @@ def exact_match(generated: str, reference: str) -> float:
 
 
 def final_number(generated: str, reference: str) -> float:
-    """Return 1.0 where two answers end in the same number, however they get there.
+    """Return 1.0 where two answers end in the same number (`number_in`), however they get there.
+
+    The offline task word-problems has a metric of this name that reads its answers more strictly:
+    `offline.word_problems.final_number` tells how.
 
     >>> final_number("2 and 3 make 5. #### 5", "#### 5.0"), final_number("1,200 cats", "#### 12")
     (1.0, 0.0)
@@ -76,6 +79,11 @@ def final_number(generated: str, reference: str) -> float:
 
 def number_in(text: str) -> Decimal | None:
     """Return the first number behind the last `####`, or without that mark the last number.
+
+    More lenient than `offline.word_problems.final_number`, which reads behind the first mark and
+    wants one: a user's own completions may have no mark at all, and where they have one, what
+    stands before the last may be a draft. So a model that goes on behind its answer is judged by
+    its last one.
 
     >>> number_in("so 3 x 1,250 #### 3,750 cents"), number_in("from 2 to -4."), number_in("none")
     (Decimal('3750'), Decimal('-4'), None)

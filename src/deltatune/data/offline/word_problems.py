@@ -189,6 +189,11 @@ def answer_shares(difficulty: int) -> dict[int, float]:
 def final_number(text: str) -> float | None:
     r"""Return the number after the first `####`, None where there is none.
 
+    Stricter than the metric of the same name for a user's own answers, `yardstick.final_number`,
+    which takes the number after the last mark, or without a mark the last number of all. Here the
+    completions show the mark once, and to write it is part of the task: what a model goes on to
+    write behind its answer is not its answer, and a number that only ends a step is none.
+
     >>> final_number("2 * 700 = 1400\n#### 1,400 pens.")
     1400.0
     >>> final_number("1400") is None
