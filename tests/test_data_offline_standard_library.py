@@ -11,7 +11,7 @@ import pytest
 from deltatune.data.offline.standard_library import (
     is_held_out,
     parsed,
-    source_files,
+    read_source,
     source_paths,
 )
 from deltatune.errors import InputError
@@ -28,16 +28,14 @@ def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_source_files_are_decoded_as_they_declare(library: Path) -> None:
+def test_read_source_decodes_as_the_file_declares(library: Path) -> None:
     write(library / "latin.py", b"# -*- coding: latin-1 -*-\r\nword = 'caf\xe9'\r\n")
     write(library / "marked.py", b"\xef\xbb\xbfword = 'caf\xc3\xa9'\n")
-    assert source_files() == [
-        ("latin.py", "# -*- coding: latin-1 -*-\nword = 'café'\n"),
-        ("marked.py", "word = 'café'\n"),
-    ]
+    assert read_source("latin.py") == "# -*- coding: latin-1 -*-\nword = 'café'\n"
+    assert read_source("marked.py") == "word = 'café'\n"
 
 
-def test_source_files_pass_over_what_is_not_the_library(library: Path) -> None:
+def test_source_paths_pass_over_what_is_not_the_library(library: Path) -> None:
     for name in (
         "site-packages/a.py",
         "dist-packages/a.py",
@@ -50,23 +48,24 @@ def test_source_files_pass_over_what_is_not_the_library(library: Path) -> None:
         "abc.py",
     ):
         write(library / name, b"x = 1\n")
-    assert [path for path, _ in source_files()] == ["abc.py", "json/test/a.py", "json/tool.py"]
     assert source_paths() == ["abc.py", "json/test/a.py", "json/tool.py"]
 
 
-def test_source_files_pass_over_what_is_no_python(library: Path) -> None:
+def test_read_source_gives_none_for_what_is_no_python(library: Path) -> None:
     write(library / "syntax.py", b"def broken(:\n")
     write(library / "nulls.py", b"x = 1\0\n")
     write(library / "coding.py", b"# coding: no-such\nx = 1\n")
     write(library / "bytes.py", b"x = '\xe9'\n")
     write(library / "escape.py", b"x = '\\d'\n")  # only a warning, which must not come out
-    assert source_files() == [("escape.py", "x = '\\d'\n")]
+    refused = ("syntax.py", "nulls.py", "coding.py", "bytes.py", "missing.py")
+    assert [read_source(name) for name in refused] == [None] * 5
+    assert read_source("escape.py") == "x = '\\d'\n"
 
 
-def test_source_files_refuse_a_python_without_sources(library: Path) -> None:
+def test_source_paths_refuse_a_python_without_sources(library: Path) -> None:
     write(library / "site-packages" / "only.py", b"x = 1\n")
     with pytest.raises(InputError, match=r"no sources of its standard library \(looked in .*boxes"):
-        source_files()
+        source_paths()
 
 
 def test_parsed_reads_bytes_as_they_declare() -> None:

@@ -17,7 +17,6 @@ __all__ = [
     "parsed",
     "read_source",
     "read_text",
-    "source_files",
     "source_paths",
 ]
 
@@ -27,19 +26,6 @@ FOREIGN_FOLDERS = frozenset({"__pycache__", "dist-packages", "site-packages"})
 BUILD_FOLDER = "config-"
 BUILD_FILE = "_sysconfigdata"
 HELD_OUT_ONE_IN = 20
-
-
-def source_files() -> list[tuple[str, str]]:
-    """Return all files of `source_paths` that can be parsed, with their texts.
-
-    Returns:
-        The POSIX path below the library's folder and the text of each file, in order of path.
-
-    Raises:
-        InputError: this Python was installed without sources.
-    """
-    texts = ((relative, read_source(relative)) for relative in source_paths())
-    return [(relative, text) for relative, text in texts if text is not None]
 
 
 def source_paths() -> list[str]:
@@ -118,7 +104,7 @@ def is_held_out(relative_path: str) -> bool:
     base and for whoever tests it later, on any machine and Python.
 
     Args:
-        relative_path: POSIX path below the library's folder, as `source_files` gives it.
+        relative_path: POSIX path below the library's folder, as `source_paths` gives it.
 
     >>> is_held_out("json/encoder.py"), is_held_out("operator.py")
     (False, True)
