@@ -10,23 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltatune.data.offline.standard_library import parsed
+from deltatune.data.offline.standard_library import FOREIGN_FOLDERS, TEST_FOLDERS, parsed
 
 __all__ = ["Function", "documented_functions", "package_of", "words"]
 
-SKIPPED_FOLDERS = frozenset(
-    {
-        "__pycache__",
-        "dist-packages",
-        "idle_test",
-        "idlelib",
-        "lib2to3",
-        "site-packages",
-        "test",
-        "tests",
-        "turtledemo",
-    }
-)
+SKIPPED_FOLDERS = FOREIGN_FOLDERS | TEST_FOLDERS | {"idlelib", "lib2to3", "turtledemo"}
 LONGEST_FUNCTION = 200  # characters; with the docstring about 64 word pieces
 LONGEST_DOCSTRING = 240  # characters
 FEWEST_WORDS = 3  # a docstring below this ("See above.") fits too many functions

@@ -14,14 +14,17 @@ import datasets
 
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.offline_task import Level, OfflineTask
-from deltatune.data.offline.standard_library import is_held_out, read_source, source_paths
+from deltatune.data.offline.standard_library import (
+    is_held_out,
+    is_test,
+    read_source,
+    source_paths,
+)
 from deltatune.errors import InputError
 from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["TASK", "LibraryParts", "library_parts"]
 
-# Tests repeat themselves so much that a compressor does as well on them as a small model does.
-TESTS = frozenset({"test", "tests", "idle_test"})
 TABLES = ("encodings/",)  # one mapping per alphabet, in which nothing can be learned but the table
 SHORTEST_LINE = 20  # characters without white space around; shorter lines are in every file
 MOST_SEEN = 0.5  # a file with more than this share of its long lines in earlier files is a copy
@@ -54,7 +57,8 @@ def library_parts() -> LibraryParts:
     Raises:
         InputError: this Python has no sources of its standard library.
     """
-    paths = [path for path in source_paths() if TESTS.isdisjoint(path.split("/")[:-1])]
+    # Tests repeat themselves so much that a compressor does as well on them as a small model does.
+    paths = [path for path in source_paths() if not is_test(path)]
     texts = ((path, read_source(path)) for path in paths)
     files = [(path, text) for path, text in texts if text is not None]
     ordered = sorted(files, key=lambda file: not is_held_out(file[0]))  # stable: by path within

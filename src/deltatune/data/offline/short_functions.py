@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deltatune.data.offline.standard_library import parsed, read_text
+from deltatune.data.offline.standard_library import is_test, parsed, read_text
 
 __all__ = ["Function", "short_functions"]
 
@@ -17,7 +17,6 @@ MOST_LINES = 8
 LONGEST_LINE = 72  # characters, without the indentation that all lines share
 LONGEST_TEXT = 300  # characters: about 110 tokens
 LARGEST_FILE = 50_000  # characters: one of the few larger ones takes as long as twenty others
-TEST_FOLDERS = frozenset({"idle_test", "test", "tests"})
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -132,5 +131,5 @@ def _means(text: str, body: str, has_docstring: bool) -> bool:
 
 
 def _doctest(docstring: str | None, path: str, is_method: bool) -> str:
-    is_test = not TEST_FOLDERS.isdisjoint(path.split("/"))
-    return docstring if docstring and ">>> " in docstring and not is_method and not is_test else ""
+    can_be_run = not is_method and not is_test(path)
+    return docstring if docstring and ">>> " in docstring and can_be_run else ""

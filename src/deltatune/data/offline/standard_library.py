@@ -12,7 +12,10 @@ from pathlib import Path
 from deltatune.errors import InputError
 
 __all__ = [
+    "FOREIGN_FOLDERS",
+    "TEST_FOLDERS",
     "is_held_out",
+    "is_test",
     "library_folder",
     "parsed",
     "read_source",
@@ -25,6 +28,7 @@ __all__ = [
 FOREIGN_FOLDERS = frozenset({"__pycache__", "dist-packages", "site-packages"})
 BUILD_FOLDER = "config-"
 BUILD_FILE = "_sysconfigdata"
+TEST_FOLDERS = frozenset({"idle_test", "test", "tests"})
 HELD_OUT_ONE_IN = 20
 
 
@@ -111,6 +115,18 @@ def is_held_out(relative_path: str) -> bool:
     """
     digest = hashlib.sha256(relative_path.encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
+
+
+def is_test(relative_path: str) -> bool:
+    """Tell whether a file belongs to the tests of the library, by the folders it lies in.
+
+    Args:
+        relative_path: as `source_paths` gives it.
+
+    >>> is_test("json/tests/test_dump.py"), is_test("unittest/case.py")
+    (True, False)
+    """
+    return not TEST_FOLDERS.isdisjoint(relative_path.split("/")[:-1])
 
 
 def _belongs(relative: Path) -> bool:
