@@ -187,7 +187,7 @@ def answer_shares(difficulty: int) -> dict[int, float]:
 
 
 def final_number(text: str) -> float | None:
-    r"""Return the number after the first `####`, None where there is none.
+    r"""Return the number directly behind the first `####`, None where there is none.
 
     Stricter than the metric of the same name for a user's own answers, `yardstick.final_number`,
     which takes the number after the last mark, or without a mark the last number of all. Here the
