@@ -20,7 +20,7 @@ types: $(BIN)/.installed
 	$(BIN)/mypy
 
 unit: $(BIN)/.installed
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 slow: $(BIN)/.installed
 	$(BIN)/pytest -m "slow and not gpu"

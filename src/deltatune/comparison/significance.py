@@ -201,17 +201,21 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return result
 
 
-def compare_pairs(scores: Mapping[str, Table], *, seed: int = 0) -> list[Difference]:
+def compare_pairs(
+    scores: Mapping[str, Table], *, seed: int = 0, draws: int = DRAWS
+) -> list[Difference]:
     """Compare every two recipes, with Holm's correction over all pairs.
 
     Args:
         scores: name -> `(seeds, items)`, higher is better.
         seed: of the bootstrap.
+        draws: of the bootstrap, for each pair.
 
     Raises:
         InputError: tables that do not fit each other.
     """
-    found = [compare_pair(a, b, scores, seed=seed) for a, b in itertools.combinations(scores, 2)]
+    pairs = itertools.combinations(scores, 2)
+    found = [compare_pair(a, b, scores, seed=seed, draws=draws) for a, b in pairs]
     corrected = adjusted([difference.p_value for difference in found])
     return [
         replace(difference, adjusted_p_value=p)
