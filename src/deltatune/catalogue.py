@@ -12,9 +12,12 @@ from rich.text import Text
 
 from deltatune import parts
 from deltatune.errors import unknown_name
+from deltatune.markdown_table import markdown_table
 from deltatune.recipe import Recipe, named
 
 __all__ = ["everything", "markdown", "one", "page", "table"]
+
+HEADINGS = ("name", "parts", "what trains", "source")
 
 
 def one(name: str) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def _parts(plain: Mapping[str, Any]) -> dict[str, str]:
 def table() -> Table:
     """Return the catalogue as a table for the terminal."""
     shown = Table(title="recipes (deltatune recipes NAME shows one whole)")
-    for column in ("name", "parts", "what trains", "source"):
+    for column in HEADINGS:
         shown.add_column(column, overflow="fold")
     for row in everything():
         shown.add_row(*_cells(row))
@@ -76,9 +79,7 @@ def table() -> Table:
 
 def markdown() -> str:
     """Return the catalogue as the Markdown table of the README."""
-    lines = ["| name | parts | what trains | source |", "|---|---|---|---|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in everything()]
-    return "\n".join(lines)
+    return markdown_table(HEADINGS, [_cells(row) for row in everything()])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from deltatune.checkpoints import open_safetensors
 from deltatune.data.offline import known_tasks
 from deltatune.data.offline.known_tasks import OWNER
 from deltatune.data.offline.offline_task import OfflineTask
+from deltatune.markdown_table import markdown_table
 
 __all__ = [
     "bases",
@@ -102,7 +103,7 @@ def tasks_table() -> Table:
 
 def tasks_markdown() -> str:
     """Return all tasks as the Markdown table of the README."""
-    return _markdown(TASK_HEADINGS, _tasks())
+    return markdown_table(TASK_HEADINGS, _tasks())
 
 
 def _tasks() -> list[list[str]]:
@@ -210,7 +211,7 @@ def bases_table() -> Table:
 
 def bases_markdown() -> str:
     """Return all bases as the Markdown table of the README."""
-    return _markdown(BASE_HEADINGS, _bases())
+    return markdown_table(BASE_HEADINGS, _bases())
 
 
 def _bases() -> list[list[str]]:
@@ -227,9 +228,3 @@ def _table(title: str, headings: tuple[str, ...], rows: list[list[str]]) -> Tabl
     for row in rows:
         shown.add_row(*(escape(cell) for cell in row))
     return shown
-
-
-def _markdown(headings: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
