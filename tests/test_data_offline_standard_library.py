@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltatune.data.offline.standard_library import (
+    check_enough,
     is_held_out,
     parsed,
     read_source,
@@ -75,6 +76,14 @@ def test_parsed_reads_bytes_as_they_declare() -> None:
     assert parsed(b"# coding: no-such\nx = 1\n") is None
     assert parsed(b"x = '\xe9'\n") is None  # no UTF-8
     assert parsed(b"x = 1\0\n") is None
+
+
+def test_check_enough_names_the_split_and_the_most_there_is() -> None:
+    check_enough("test", 7, 7, "pieces")
+    with pytest.raises(
+        InputError, match=r"^test=8 is not allowed: .* gives 7 such pieces; give at most that many$"
+    ):
+        check_enough("test", 8, 7, "pieces")
 
 
 def test_is_held_out_takes_about_one_file_in_twenty() -> None:

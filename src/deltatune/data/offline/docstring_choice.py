@@ -13,8 +13,7 @@ import torch
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.documented_functions import Function, documented_functions, package_of
 from deltatune.data.offline.offline_task import Level, OfflineTask
-from deltatune.data.offline.standard_library import library_folder
-from deltatune.errors import InputError
+from deltatune.data.offline.standard_library import check_enough, library_folder
 from deltatune.seeds import generator_for, seed_for, shuffled
 
 __all__ = ["TASK", "docstring_choice"]
@@ -48,11 +47,7 @@ def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> da
         mixed = shuffled(members, generator)
         rows = (_row(f, mixed, CHOICES[difficulty - 1], generator) for f in mixed)
         found = [row for row in rows if row is not None][: sizes[split]]
-        if len(found) < sizes[split]:
-            raise InputError(
-                f"{split}={sizes[split]} is not allowed: the standard library of this Python gives "
-                f"{len(found)} such examples beside the other splits; give at most that many"
-            )
+        check_enough(split, sizes[split], len(found), "examples beside the other splits")
         splits[split] = datasets.Dataset.from_list(found)
     return datasets.DatasetDict({split: splits[split] for split in sizes})
 

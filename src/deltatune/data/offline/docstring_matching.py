@@ -22,7 +22,7 @@ from deltatune.data.offline.documented_functions import (
     package_of,
     words,
 )
-from deltatune.data.offline.standard_library import library_folder
+from deltatune.data.offline.standard_library import check_enough, library_folder
 from deltatune.errors import InputError
 from deltatune.seeds import generator_for, seed_for, shuffled
 
@@ -117,11 +117,7 @@ def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.Dat
         rows = _take(sizes[split] + spare, waiting, packages)
         if difficulty == EASIEST:
             rows = told_apart(rows)[: sizes[split]]
-        if len(rows) < sizes[split]:
-            raise InputError(
-                f"{split}={sizes[split]} is not allowed: the standard library of this Python gives "
-                f"{len(rows)} such examples beside the other splits; give at most that many"
-            )
+        check_enough(split, sizes[split], len(rows), "examples beside the other splits")
         splits[split] = shuffled(rows, generator_for(seed, f"docstring_matching order {split}"))
     return datasets.DatasetDict({split: _dataset(splits[split]) for split in sizes})
 

@@ -15,12 +15,12 @@ import datasets
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.standard_library import (
+    check_enough,
     is_held_out,
     is_test,
     read_source,
     source_paths,
 )
-from deltatune.errors import InputError
 from deltatune.seeds import generator_for, shuffled
 
 __all__ = ["TASK", "LibraryParts", "library_parts"]
@@ -92,11 +92,7 @@ def _build(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.Dat
     for split in DRAWING_ORDER:
         pieces = [piece for path, text in texts[split] for piece in _pieces(path, text)]
         fresh = [piece for piece in pieces if piece["text"] not in taken]
-        if len(fresh) < sizes[split]:
-            raise InputError(
-                f"{split}={sizes[split]} is not allowed: the standard library of this Python "
-                f"gives {len(fresh)} such pieces; give at most that many"
-            )
+        check_enough(split, sizes[split], len(fresh), "pieces")
         generator = generator_for(seed, f"library_text {split}")
         rows = shuffled(fresh, generator)[: sizes[split]]
         taken |= {row["text"] for row in rows}

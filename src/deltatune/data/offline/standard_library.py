@@ -14,6 +14,7 @@ from deltatune.errors import InputError
 __all__ = [
     "FOREIGN_FOLDERS",
     "TEST_FOLDERS",
+    "check_enough",
     "is_held_out",
     "is_test",
     "library_folder",
@@ -127,6 +128,25 @@ def is_test(relative_path: str) -> bool:
     (True, False)
     """
     return not TEST_FOLDERS.isdisjoint(relative_path.split("/")[:-1])
+
+
+def check_enough(split: str, size: int, found: int, what: str) -> None:
+    """Refuse a split that is larger than what the library gives for it.
+
+    Args:
+        split: its name.
+        size: number of examples asked for.
+        found: number of examples that there are.
+        what: they are, in the plural, as the message shall name them behind the number.
+
+    Raises:
+        InputError: `found` is below `size`.
+    """
+    if found < size:
+        raise InputError(
+            f"{split}={size} is not allowed: the standard library of this Python gives {found} "
+            f"such {what}; give at most that many"
+        )
 
 
 def _belongs(relative: Path) -> bool:
