@@ -51,8 +51,9 @@ def docstring_matching(
     2 any two functions of a module swap, at 1 the other docstring is of another module and shares
     no word with the function.
 
-    An encoder learns this; `nano`, which writes from left to right, does not in a few hundred
-    steps, and has a form of its own in `docstring_choice`.
+    An encoder learns this. Runs of `nano`, which reads from left to right only, were stopped by the
+    divergence guard in five tries of five, between steps 61 and 71, so whether it would have
+    learned this later is not known; it has a form of its own in `docstring_choice`.
 
     Whole packages go to one split, chosen by a hash of seed and package name. The result is the
     same wherever Python's version and `seed` are.
