@@ -121,7 +121,10 @@ class SupervisedHead:
 
         def keep(module: nn.Module, given: Any, output: Any) -> Any:
             outputs.append(output)
-            return _with_hidden_states(output, _hidden_states(output)[:1, :1].detach())
+            # One row with the strides of a whole tensor: those of a slice would make the product
+            # copy the head's weight first, which takes longer than a third of the step.
+            row = _hidden_states(output)[0, :1].detach()  # (1, d_model)
+            return _with_hidden_states(output, row[None])
 
         handle = self.body.register_forward_hook(keep)
         try:
