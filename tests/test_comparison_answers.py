@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from rich.console import Console
 from deltatune import planning, run_scores
 from deltatune.base import load_base
 from deltatune.comparison import answers
-from deltatune.comparison.answers import Questions, questions
+from deltatune.comparison.answers import Answer, Questions, questions
 from deltatune.comparison.evaluation import Evaluation, lower_is_better
 from deltatune.data.encoding import encode
 from deltatune.data.loading import load
 from deltatune.data.yardstick import by_metric
+from deltatune.decoding.greedy import Continuation
 from deltatune.errors import InputError
 from deltatune.recipe import named
 from deltatune.request import Request
@@ -76,13 +78,14 @@ def test_answers_are_the_text_behind_the_prompt_and_before_the_end(
     words = found.tokenizer
     given: dict[str, Any] = {}
 
-    def spoken(model: Any, prompts: Any, **options: Any) -> list[list[int]]:
+    def spoken(model: Any, prompts: Any, **options: Any) -> list[Continuation]:
         given.update(options)
-        return [words(text, add_special_tokens=False)["input_ids"] for text in (" the mat", "")]
+        ids = [words(text, add_special_tokens=False)["input_ids"] for text in (" the mat", "")]
+        return [Continuation(ids[0], math.log(0.25)), Continuation(ids[1], 0.0)]
 
     monkeypatch.setattr(answers, "greedy", spoken)
     model = load_base(llama, task="completion").model
-    assert found.answers(model, batch_size=3) == [" the mat", ""]
+    assert found.answers(model, batch_size=3) == [(" the mat", 0.25), ("", 1.0)]
     assert given["end_ids"] == {words.eos_token_id}
     assert (given["batch_size"], given["positions"]) == (3, 64)
 
@@ -94,8 +97,10 @@ def test_scores_stand_beside_the_loss_of_their_row(llama: Path) -> None:
     assert found.have_loss == [True, True, False, True]
     losses = tuple({"loss": float(i), "tokens": 2} for i in range(4))
     by_loss = Evaluation(split="test", items=losses, metrics={"loss": 0.75}, headline="loss")
-    scored = found.scored(by_loss, ["the mat", "no", "the mat ", ""])
+    spoken = [Answer(text, 0.5) for text in ("the mat", "no", "the mat ", "")]
+    scored = found.scored(by_loss, spoken)
     assert [item.get("score") for item in scored.items] == [1.0, 0.0, 1.0, 0.0, None]
+    assert [item.get("confidence") for item in scored.items] == [0.5, 0.5, 0.5, 0.5, None]
     assert [item["loss"] for item in scored.items] == [0.0, 1.0, 0.0, 2.0, 3.0]
     assert [item["tokens"] for item in scored.items] == [2, 2, 0, 2, 2]
     assert scored.metrics == {"exact_match": 0.5, "scored_answers": 4.0, "loss": 0.75}
@@ -112,7 +117,9 @@ def test_few_prompts_without_room_are_wrong_and_many_are_refused(llama: Path) ->
     by_loss = Evaluation(
         split="test", items=({"loss": 0.0, "tokens": 1},) * 9, metrics={}, headline="loss"
     )
-    assert found.scored(by_loss, ["the mat"] * 10).metrics["exact_match"] == 0.9
+    scored = found.scored(by_loss, [Answer("the mat", 0.5)] * 10)
+    assert scored.metrics["exact_match"] == 0.9
+    assert [item["confidence"] for item in scored.items] == [0.5] * 9 + [None]
     with pytest.raises(InputError, match=r"2 of 11 prompts of test leave no room .* --metric loss"):
         asked(rows([*prompts, prompts[-1]], ("question", "answer")), llama)
 
@@ -127,7 +134,8 @@ def test_run_on_an_offline_task_shows_its_metric_between_chance_and_ceiling(
         assert scores["metrics"]["scored_answers"] == 6
         assert scores["split"] == "test"
         assert all(
-            {"score", "generated", "loss", "tokens"} == item.keys() for item in scores["items"]
+            item.keys() == {"score", "generated", "confidence", "loss", "tokens"}
+            for item in scores["items"]
         )
         assert scores["chance"] == pytest.approx(1 / 3)
     report = (run.folder / "report.html").read_text()
@@ -164,7 +172,7 @@ def test_untrained_prefix_takes_no_part_in_the_answers_before(llama: Path, tmp_p
     tuned = made.questions.answers(made.model, batch_size=2)
     assert tuned != plain
     before = run_scores.before(made, RunFolder(tmp_path))
-    assert [item["generated"] for item in before["items"]] == plain
+    assert [item["generated"] for item in before["items"]] == [one.text for one in plain]
     assert made.questions.answers(made.model, batch_size=2) == tuned
 
 

@@ -28,7 +28,7 @@ def by_hand(model: Any, prompt: Sequence[int], new_tokens: int) -> list[int]:
 
 def answered(model: Any, **options: Any) -> list[list[int]]:
     given: dict[str, Any] = {"new_tokens": 5, "end_ids": (63,), "pad_id": 0, "batch_size": 2}
-    return greedy(model, PROMPTS, **{**given, **options})
+    return [one.ids for one in greedy(model, PROMPTS, **{**given, **options})]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -68,6 +68,23 @@ def test_greedy_ends_an_answer_before_its_end_token() -> None:
     ended = [row[: row.index(end)] if end in row else row for row in whole]
     assert answered(model, end_ids=(end,)) == ended
     assert len(ended[0]) <= 2
+
+
+def test_greedy_tells_the_probability_of_an_answer_and_its_end() -> None:
+    model = tiny("llama", "causal_lm")
+    prompt, end = PROMPTS[2], by_hand(model, PROMPTS[2], 3)[2]
+    ids = [*prompt, *by_hand(model, prompt, 3)]
+    with torch.no_grad():
+        likely = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=-1)  # (seq, vocab)
+    steps = [float(likely[i - 1, ids[i]]) for i in range(len(prompt), len(ids))]
+    options: dict[str, Any] = {"new_tokens": 5, "pad_id": 0}
+    ended = greedy(model, PROMPTS, end_ids=(end,), **options)[2]
+    first = ids[len(prompt) :].index(end)  # the random model may say it before the third place
+    assert ended.ids == ids[len(prompt) : len(prompt) + first]
+    # a cache and padding change the order of sums in float32
+    assert ended.log_probability == pytest.approx(sum(steps[: first + 1]), abs=1e-4)
+    cut = greedy(model, PROMPTS, end_ids=(), **{**options, "new_tokens": 2})[2]
+    assert cut.log_probability == pytest.approx(sum(steps[:2]), abs=1e-4)
 
 
 def test_greedy_gives_each_prompt_the_room_that_it_has_itself() -> None:

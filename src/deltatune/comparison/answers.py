@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -20,10 +20,22 @@ from deltatune.data.yardstick import Yardstick
 from deltatune.decoding.greedy import greedy
 from deltatune.errors import InputError
 
-__all__ = ["ANSWERED_AT_MOST", "Questions", "questions"]
+__all__ = ["ANSWERED_AT_MOST", "Answer", "Questions", "questions"]
 
 ANSWERED_AT_MOST = 200  # generating costs a pass for every token
 WITHOUT_ROOM_AT_MOST = 0.1  # of the prompts; with more the number would say little of the model
+
+
+class Answer(NamedTuple):
+    """What a model answers to one prompt.
+
+    Attributes:
+        text: without prompt and end token.
+        confidence: the probability that the model gives to the whole answer, its end included.
+    """
+
+    text: str
+    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +69,8 @@ class Questions:
     tokenizer: PreTrainedTokenizerBase
     notes: tuple[str, ...]
 
-    def answers(self, model: nn.Module, *, batch_size: int, autocast: bool = False) -> list[str]:
-        """Return what a model generates, without prompt and end token.
+    def answers(self, model: nn.Module, *, batch_size: int, autocast: bool = False) -> list[Answer]:
+        """Return what a model generates.
 
         Args:
             model: a causal language model, left as it was.
@@ -75,7 +87,10 @@ class Questions:
                 batch_size=batch_size,
                 positions=self.positions,
             )
-        return [self._text(prompt, ids) for prompt, ids in zip(self.prompts, found, strict=True)]
+        return [
+            Answer(self._text(prompt, one.ids), math.exp(one.log_probability))
+            for prompt, one in zip(self.prompts, found, strict=True)
+        ]
 
     def _text(self, prompt: Sequence[int], answer: Sequence[int]) -> str:
         """Decode behind the prompt: some tokenizers drop the space that opens a text."""
@@ -85,11 +100,12 @@ class Questions:
         )
         return whole[len(before) :]
 
-    def scored(self, scores: Evaluation, answers: Sequence[str]) -> Evaluation:
+    def scored(self, scores: Evaluation, answers: Sequence[Answer]) -> Evaluation:
         """Return an evaluation by loss with the scores of answers in it.
 
-        The first items get `score` in [0, 1] and `generated`. A row without room is 0. A row that
-        the encoded split leaves out has no tokens of its own, and so no part in the loss.
+        The first items get `score` in [0, 1], `generated` and `confidence`. A row without room is 0
+        and has no confidence (None). A row that the encoded split leaves out has no tokens of its
+        own, and so no part in the loss.
 
         Args:
             scores: of the same split and model.
@@ -98,12 +114,16 @@ class Questions:
         assert self.yardstick.score is not None, "there are questions only with a score"
         waiting = iter(scores.items)
         items: list[Mapping[str, Any]] = []
-        for row, generated, has_room, has_loss in zip(
+        for row, (text, confidence), has_room, has_loss in zip(
             self.rows, answers, self.have_room, self.have_loss, strict=True
         ):
-            score = float(self.yardstick.score(generated, row)) if has_room else 0.0
             item = next(waiting) if has_loss else {"loss": 0.0, "tokens": 0}
-            items.append({**item, "score": score, "generated": generated})
+            added = {
+                "score": float(self.yardstick.score(text, row)) if has_room else 0.0,
+                "generated": text,
+                "confidence": confidence if has_room else None,
+            }
+            items.append({**item, **added})
         mean = sum(item["score"] for item in items) / len(items)
         metric = self.yardstick.metric
         return dataclasses.replace(

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-__all__ = ["greedy"]
+__all__ = ["Continuation", "greedy"]
+
+
+class Continuation(NamedTuple):
+    """What a model adds to one prompt.
+
+    Attributes:
+        ids: the new tokens, without the end token.
+        log_probability: of them all together and of the end token, if it came, in nats.
+    """
+
+    ids: list[int]
+    log_probability: float
 
 
 def greedy(
@@ -22,7 +34,7 @@ def greedy(
     pad_id: int,
     batch_size: int = 16,
     positions: int | None = None,
-) -> list[list[int]]:
+) -> list[Continuation]:
     """Let a model continue prompts by its likeliest token, of equal ones the lowest id.
 
     Prompts of like length share a batch, padded on the left and masked there, so that each is
@@ -40,13 +52,13 @@ def greedy(
             there is no bound. A prompt with no room left is answered with nothing.
 
     Returns:
-        The new token ids of each prompt, in the order given, without the end token.
+        The continuation of each prompt, in the order given.
     """
     limits = [
         new_tokens if positions is None else min(new_tokens, positions - len(prompt))
         for prompt in prompts
     ]
-    answers: list[list[int]] = [[] for _ in prompts]
+    answers = [Continuation([], 0.0)] * len(prompts)
     with _plain_settings(model):
         for chosen in _batches(prompts, limits, batch_size):
             found = _continued(
@@ -79,11 +91,12 @@ def _continued(
     new_tokens: int,
     end_ids: Collection[int],
     pad_id: int,
-) -> list[list[int]]:
+) -> list[Continuation]:
     length = max(map(len, prompts))
     rows = [[pad_id] * (length - len(prompt)) + list(prompt) for prompt in prompts]
     masks = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     device = next(model.parameters()).device
+    listener = _Listener()
     output: Tensor = model.generate(
         input_ids=torch.tensor(rows, device=device),  # (batch, seq)
         attention_mask=torch.tensor(masks, device=device),  # (batch, seq)
@@ -95,13 +108,31 @@ def _continued(
             eos_token_id=sorted(end_ids),
             pad_token_id=pad_id,
         ),
+        logits_processor=LogitsProcessorList([listener]),
     )
-    return [_until_end(row, end_ids) for row in output[:, length:].tolist()]
+    likely = torch.stack(listener.log_probabilities, dim=1)  # (batch, new)
+    answers = zip(output[:, length:].tolist(), likely.tolist(), strict=True)
+    return [_until_end(ids, log_probabilities, end_ids) for ids, log_probabilities in answers]
 
 
-def _until_end(ids: Sequence[int], end_ids: Collection[int]) -> list[int]:
+class _Listener(LogitsProcessor):
+    """Keeps how likely the chosen tokens were: `(batch,)` a step, not whole `(batch, vocab)`."""
+
+    def __init__(self) -> None:
+        self.log_probabilities: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logits = scores.float()  # (batch, vocab)
+        self.log_probabilities.append(logits.amax(dim=-1) - logits.logsumexp(dim=-1))
+        return scores
+
+
+def _until_end(
+    ids: Sequence[int], log_probabilities: Sequence[float], end_ids: Collection[int]
+) -> Continuation:
     ends = (place for place, token in enumerate(ids) if token in end_ids)
-    return list(ids[: next(ends, len(ids))])
+    end = next(ends, len(ids))
+    return Continuation(list(ids[:end]), sum(log_probabilities[: end + 1]))
 
 
 @contextmanager
