@@ -55,10 +55,10 @@ def test_answers_are_correct_at_full_score_only() -> None:
 
 
 def test_items_without_confidence_take_no_part() -> None:
-    losses = [{"loss": 1.0, "tokens": 3}, {"confidence": None, "score": 0.0}]
+    losses: list[dict[str, Any]] = [{"loss": 1.0, "tokens": 3}, {"confidence": None, "score": 0.0}]
     assert expected_calibration_error(losses) is None
     assert expected_calibration_error([]) is None
-    assert expected_calibration_error([*losses, *items((1.0, True))]) == 0.0
+    assert expected_calibration_error(losses + items((1.0, True))) == 0.0
 
 
 def test_number_of_bins_is_checked() -> None:

@@ -39,8 +39,8 @@ class Evaluation:
     Args:
         split: name of the split.
         items: one mapping per example, in the split's order (`loss`, and `prediction`, `label`,
-            `correct`, `confidence` or `tokens` by task; `score`, `generated` and `confidence` in the
-            whole answer where answers are generated).
+            `correct`, `confidence` or `tokens` by task; `score`, `generated` and `confidence` too
+            where answers are generated).
         metrics: name -> number; `headline` names the first to look at.
         headline: name of the metric that tables show.
         chance: the headline of the best guess that never reads the input; None if not known.
