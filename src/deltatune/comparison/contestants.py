@@ -1,0 +1,171 @@
+"""The recipes that are compared: named, told apart, and set to the same conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deltatune import parts
+from deltatune.comparison.jobs import file_name
+from deltatune.errors import InputError
+from deltatune.recipe import Recipe, read
+from deltatune.settings import Training
+
+__all__ = ["SHARED", "Contestant", "contestants"]
+
+# What decides how much a run sees, and in which precision: the same for all that are compared.
+# Schedule, warm-up and the bound on gradients belong to a recipe.
+SHARED = (
+    "accumulation",
+    "base_dropout",
+    "batch_size",
+    "epochs",
+    "groups_by_length",
+    "max_length",
+    "packing",
+    "precision",
+    "seed",
+    "steps",
+)
+OF_BUDGET = ("epochs", "seed", "steps")
+EXPONENT = 0.5  # of ten, between one learning rate that is tried and the next
+
+Given = str | Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A recipe under a name of its own, with the settings that all share.
+
+    Args:
+        name: tells it from the others, in tables and in names of files.
+        recipe: with the shared settings.
+        notes: what of its own settings was replaced.
+    """
+
+    name: str
+    recipe: Recipe
+    notes: tuple[str, ...] = ()
+
+    @property
+    def learning_rate(self) -> float:
+        """The recipe's own rate; parts scale theirs by it, so a factor on it moves them all."""
+        return self.recipe.optimizer.learning_rate
+
+    def rates(self, trials: int) -> list[float]:
+        """Return the rates to try: a logarithmic grid about the recipe's own, which is in it.
+
+        Neighbours are half a decade apart. An even number has one more above than below.
+
+        Args:
+            trials: how many, from 1 up.
+        """
+        below = (trials - 1) // 2
+        return [
+            float(f"{self.learning_rate * 10 ** (EXPONENT * (i - below)):.4g}")
+            for i in range(trials)
+        ]
+
+    def at(self, settings: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of one run."""
+        return self.recipe.with_fields(settings)
+
+
+def contestants(given: Given, shared: Mapping[str, Any]) -> list[Contestant]:
+    """Read what is to be compared.
+
+    Args:
+        given: `"lora,efficientft:host=dora:targets=qkv,mine=my.yaml"`, a sequence of such names or
+            of recipes, or a mapping of name -> such a name or recipe. A name is one of the
+            catalogue or a path of a YAML file, with parameters and fields behind colons.
+        shared: field of `training` -> value, for all.
+
+    Raises:
+        InputError: no recipe, two of one name, an unknown recipe or field, or a shared setting
+            that is none.
+    """
+    training = _training(shared)
+    named = _named(given)
+    if not named:
+        raise InputError("no recipe is given: name at least one, for example lora,efficientft")
+    found = [_contestant(name, source, training) for name, source in named]
+    places: dict[str, str] = {}
+    for one in found:
+        place = file_name(one.name).lower()  # some file systems know no capitals
+        if place in places:
+            both = f"{places[place]!r} and {one.name!r}"
+            raise InputError(
+                f"recipes {both} would have one name in files: give one another, NAME=RECIPE"
+            )
+        places[place] = one.name
+    return found
+
+
+def _training(shared: Mapping[str, Any]) -> Training:
+    """Return the settings of all, checked."""
+    fields = {}
+    for path, value in shared.items():
+        room, _, field = path.partition(".")
+        if room != "training" or field not in SHARED or field in OF_BUDGET:
+            allowed = ", ".join(f"training.{name}" for name in SHARED if name not in OF_BUDGET)
+            raise InputError(
+                f"{path!r} cannot be set for all recipes: allowed are {allowed}; the budget and "
+                f"the seeds set the rest, and a recipe's own fields go behind its name "
+                f"(lora:delta.rank=4)"
+            )
+        fields[field] = value
+    made: Training = parts.validated(Training, fields, "training")
+    return made
+
+
+def _named(given: Given) -> list[tuple[str, Any]]:
+    if isinstance(given, Mapping):
+        return [(str(name), source) for name, source in given.items()]
+    items = given.split(",") if isinstance(given, str) else given
+    return [_with_name(item) for item in items if not isinstance(item, str) or item.strip()]
+
+
+def _with_name(item: Any) -> tuple[str, Any]:
+    if isinstance(item, Recipe):
+        return item.name, item
+    text = str(item).strip()
+    first, equals, rest = text.partition("=")
+    if equals and ":" not in first:
+        return first.strip(), rest.strip()
+    return text, text
+
+
+def _contestant(name: str, source: Any, training: Training) -> Contestant:
+    try:
+        recipe = source if isinstance(source, Recipe) else _read(str(source))
+    except InputError as error:
+        raise type(error)(f"recipe {name!r}: {error}") from error
+    own, notes = recipe.training, []
+    usual = Training()
+    for field in SHARED:
+        theirs, all_have = getattr(own, field), getattr(training, field)
+        if field not in OF_BUDGET and theirs not in (all_have, getattr(usual, field)):
+            notes.append(f"training.{field}={theirs} of its own is {all_have} here, as for all")
+    same = dataclasses.replace(own, **{field: getattr(training, field) for field in SHARED})
+    return Contestant(
+        name=name, recipe=dataclasses.replace(recipe, training=same), notes=tuple(notes)
+    )
+
+
+def _read(text: str) -> Recipe:
+    source, *options = text.split(":")
+    assignments = {}
+    for option in options:
+        field, equals, value = option.partition("=")
+        if not equals:
+            raise InputError(
+                f"{option!r} has no '=': write RECIPE:FIELD=VALUE, for example lora:delta.rank=4"
+            )
+        assignments[field.strip()] = yaml.safe_load(value)
+    source = source.strip()
+    return read(Path(source) if Path(source).suffix in (".yaml", ".yml") else source, assignments)
