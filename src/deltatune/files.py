@@ -26,6 +26,7 @@ __all__ = [
     "open_tensors_atomically",
     "replace_folder_atomically",
     "save_tensors_atomically",
+    "write_bytes_atomically",
     "write_json_atomically",
     "write_text_atomically",
 ]
@@ -52,8 +53,17 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     Raises:
         OSError: the text could not be written; the target is as it was.
     """
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file, whole or not at all; missing parent folders are made.
+
+    Raises:
+        OSError: the file could not be written; the target is as it was.
+    """
     with _atomic(Path(path)) as file:
-        file.write(text.encode("utf-8"))
+        file.write(content)
 
 
 def write_json_atomically(path: str | Path, value: Any) -> None:
