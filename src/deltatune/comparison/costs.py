@@ -17,7 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltatune.comparison.cost_prediction import predicted_costs
 from deltatune.training_mode import mode_kept
 
-__all__ = ["CostMeter", "count_flops", "flop_counter", "optimizer_bytes", "predicted_costs"]
+__all__ = [
+    "CostMeter",
+    "count_flops",
+    "flop_counter",
+    "optimizer_bytes",
+    "predicted_costs",
+    "synchronize",
+    "trying",
+]
 
 SAMPLE_SECONDS = 0.05
 WARM_UP_STEPS = 3
@@ -71,7 +79,7 @@ class CostMeter:
 
     def step_started(self) -> None:
         """Start the clock of an optimizer step."""
-        _synchronize(self.device)
+        synchronize(self.device)
         self._began = time.perf_counter()
 
     def step_finished(self, tokens: int, *, padded_tokens: int) -> None:
@@ -81,7 +89,7 @@ class CostMeter:
             tokens: without padding.
             padded_tokens: with padding.
         """
-        _synchronize(self.device)
+        synchronize(self.device)
         self.steps.append(time.perf_counter() - self._began)
         self.tokens.append(tokens)
         self.padded_tokens.append(padded_tokens)
@@ -121,7 +129,8 @@ class CostMeter:
         }
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
     # A kernel that was only queued has cost no time yet.
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -142,15 +151,26 @@ def count_flops(
         inputs: of the model.
         loss: from model and inputs to `()`.
     """
+    counter = flop_counter()
+    with trying(model), counter:
+        loss(model, inputs).backward()
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def trying(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode for a block in which forward and backward passes run.
+
+    Weights are not to be changed; buffers, gradients, modes and random states are afterwards as
+    they were.
+    """
     parameters = list(model.parameters())
     devices = {p.device.index or 0 for p in parameters if p.device.type == "cuda"}
-    counter = flop_counter()
     with torch.random.fork_rng(devices=sorted(devices)), _as_before(model):
         for parameter in parameters:
             parameter.grad = None  # a gradient that is there already would be added to in place
-        with counter:
-            loss(model.train(), inputs).backward()
-    return int(counter.get_total_flops())
+        model.train()
+        yield
 
 
 def flop_counter() -> FlopCounterMode:
