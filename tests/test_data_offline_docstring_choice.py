@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltatune.data.offline.docstring_choice import CHOICES, TASK
+from deltatune.data.offline.docstring_choice import CHOICES, TASK, spoken
 from deltatune.data.offline.documented_functions import words
 from deltatune.errors import InputError
 
@@ -14,18 +14,24 @@ SIZES = {"train": 60, "validation": 20, "test": 30}
 @pytest.mark.parametrize("difficulty", [1, 2, 3])
 def test_docstring_choice_offers_one_name_that_tells_of_the_docstring(difficulty: int) -> None:
     for row in TASK.load(difficulty=difficulty, **SIZES)["test"]:
-        listed, docstring, last = row["prompt"].split("\n")
-        names = listed.split(", ")
-        assert last == "def"
+        docstring, listed, last = row["prompt"].split("\n")
+        names = listed.removeprefix("functions: ").split(", ")
+        said = words(docstring.removeprefix("docstring: "))
+        assert last == "answer:"
         assert len(set(names)) == CHOICES[difficulty - 1]
-        assert [name for name in names if words(name) & words(docstring)] == [row["answer"]]
-        assert row["completion"] == f" {row['answer']}"
+        assert [name for name in names if words(name) & said] == [spoken(row["name"])]
+        assert row["completion"] == f" {spoken(row['name'])}"
 
 
 def test_docstring_choice_puts_the_answer_at_every_place() -> None:
     rows = TASK.load(difficulty=1, **SIZES)["train"]
-    first = sum(row["prompt"].startswith(f"{row['answer']},") for row in rows)
+    first = sum(f"functions:{row['completion']}," in row["prompt"] for row in rows)
     assert 15 <= first <= 45  # of 60 at chance 1/2, within four standard deviations of 3.9
+
+
+def test_docstring_choice_asks_again_among_other_names_when_functions_run_out() -> None:
+    rows = TASK.load()["train"]
+    assert len(set(rows["name"])) < len(rows) == len(set(rows["prompt"]))
 
 
 def test_docstring_choice_packages_lie_in_one_split() -> None:
@@ -42,17 +48,17 @@ def test_docstring_choice_packages_lie_in_one_split() -> None:
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        (" read_line", 1),
-        (" read_line(self):\n", 1),
-        (" read_lines", 0),
+        (" read line", 1),
+        (" read  line\nand more", 1),
+        (" read lines", 0),
         (" read", 0),
-        (" read_line, x", 0),
+        (" read line, x", 0),
         ("", 0),
     ],
 )
-def test_docstring_choice_score_reads_the_first_name(text: str, score: int) -> None:
+def test_docstring_choice_score_reads_the_first_line(text: str, score: int) -> None:
     assert TASK.score is not None
-    assert TASK.score(text, {"answer": "read_line"}) == score
+    assert TASK.score(text, {"name": "_readLine"}) == score
 
 
 def test_docstring_choice_names_how_many_there_are() -> None:

@@ -1,7 +1,9 @@
-"""Which of these functions does the docstring describe? From Python's own standard library."""
+"""Which of these functions is the docstring of? From Python's own standard library."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -11,7 +13,12 @@ import datasets
 import torch
 
 from deltatune.data.offline.distinct_examples import DRAWING_ORDER
-from deltatune.data.offline.documented_functions import Function, documented_functions, package_of
+from deltatune.data.offline.documented_functions import (
+    FEWEST_WORDS,
+    Function,
+    documented_functions,
+    package_of,
+)
 from deltatune.data.offline.offline_task import Level, OfflineTask
 from deltatune.data.offline.standard_library import check_enough, library_folder
 from deltatune.seeds import generator_for, seed_for, shuffled
@@ -20,16 +27,21 @@ __all__ = ["TASK", "docstring_choice"]
 
 CHOICES = (2, 4, 8)  # by difficulty
 TRIES = 200  # drawn names until one tells nothing of the docstring
-NAMED = re.compile(r"\s*(\w+)\s*(?:[(:].*)?$", re.MULTILINE)  # and no second name behind it
+ROUNDS = 4  # at most so often the same function is asked for, among other names each time
+SENTENCE = re.compile(r"(?<=[.!?])\s")
+PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
 def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> datasets.DatasetDict:
     """Build the task from the sources of the running Python; they are parsed, never executed.
 
-    The prompt lists names of functions in random order and a docstring; the completion is the name
-    of its function, which shares a word with it. No other name that does is offered beside it, so
-    there is one right answer. Whole packages go to one split, chosen by a hash of seed and name.
-    The base has read these sources: the task is to use what it knows of names and docstrings.
+    The prompt is the first sentence of a docstring and a list of functions in random order; the
+    completion is the one that the docstring is of, which shares a word with it. No other name that
+    does is offered, so there is one right answer. Names are written as words, in lower case like
+    the docstring: to a tokenizer `_line` in a name and ` line` in a sentence are two things, and a
+    base as small as this one does not learn from a thousand examples that they are one. Whole
+    packages go to one split, chosen by a hash of seed and name. Where a split has fewer functions
+    than examples are wanted, they come again among other names.
 
     Args:
         sizes: split -> number of examples.
@@ -40,16 +52,38 @@ def docstring_choice(sizes: Mapping[str, int], seed: int, difficulty: int) -> da
         InputError: more examples than the standard library has, or a Python without its sources.
     """
     functions = documented_functions(library_folder())
-    fitting = [function for function in functions if function.name_words & function.docstring_words]
     splits = {}
-    for split, members in _by_split(fitting, sizes, seed).items():
+    for split, members in _by_split(_fitting(functions), sizes, seed).items():
         generator = generator_for(seed, f"docstring_choice {difficulty} {split}")
         mixed = shuffled(members, generator)
-        rows = (_row(f, mixed, CHOICES[difficulty - 1], generator) for f in mixed)
-        found = [row for row in rows if row is not None][: sizes[split]]
+        asked = itertools.chain.from_iterable([mixed] * ROUNDS)
+        rows = (_row(f, mixed, CHOICES[difficulty - 1], generator) for f in asked)
+        found = list(itertools.islice((row for row in rows if row is not None), sizes[split]))
         check_enough(split, sizes[split], len(found), "examples beside the other splits")
         splits[split] = datasets.Dataset.from_list(found)
     return datasets.DatasetDict({split: splits[split] for split in sizes})
+
+
+def spoken(name: str) -> str:
+    """Return a name as words.
+
+    >>> spoken("_read_HTTPLine2")
+    'read http line 2'
+    """
+    return " ".join(PARTS.findall(name)).lower()
+
+
+def _fitting(functions: Sequence[Function]) -> list[Function]:
+    """Return each name once, with the first sentence of its docstring, if they share a word."""
+    first = {
+        spoken(one.name): dataclasses.replace(one, docstring=SENTENCE.split(one.docstring)[0])
+        for one in reversed(functions)
+    }
+    return [
+        one
+        for one in first.values()
+        if one.name_words & one.docstring_words and len(one.docstring_words) >= FEWEST_WORDS
+    ]
 
 
 def _by_split(
@@ -79,19 +113,19 @@ def _row(
             names.append(other.name)
     if len(names) < choices:
         return None
-    listed = ", ".join(shuffled(names, generator))
+    listed = ", ".join(spoken(name) for name in shuffled(names, generator))
     return {
-        "prompt": f'{listed}\n"""{function.docstring}"""\ndef',
-        "completion": f" {function.name}",
-        "answer": function.name,
+        "prompt": f"docstring: {function.docstring.lower()}\nfunctions: {listed}\nanswer:",
+        "completion": f" {spoken(function.name)}",
+        "name": function.name,
         "module": function.module,
     }
 
 
 def _score(text: str, row: Mapping[str, Any]) -> float:
-    """Return 1.0 where the first line names the right function, and no other."""
-    found = NAMED.match(text)
-    return float(found is not None and found[1] == row["answer"])
+    """Return 1.0 where the first line is the right function, and nothing else."""
+    lines = text.strip().splitlines()
+    return float(bool(lines) and " ".join(lines[0].split()) == spoken(row["name"]))
 
 
 TASK = OfflineTask(
@@ -106,7 +140,7 @@ TASK = OfflineTask(
         Level(what="8 functions", chance=1 / 8),
     ),
     difficulty=2,
-    sizes=MappingProxyType({"train": 1000, "validation": 150, "test": 200}),
+    sizes=MappingProxyType({"train": 1500, "validation": 150, "test": 200}),
     columns=MappingProxyType({"prompt": "prompt", "completion": "completion"}),
     build=docstring_choice,
     score=_score,
