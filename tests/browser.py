@@ -117,6 +117,14 @@ class Browser:
                 clickCount=1,
             )  # fmt: skip
 
+    def choose(self, selector: str, value: str, event: str) -> None:
+        """Give a field a value as if the reader had chosen it."""
+        self.evaluate(
+            f"(() => {{ const field = document.querySelector({json.dumps(selector)});"
+            f"field.value = {json.dumps(value)};"
+            f"field.dispatchEvent(new Event({json.dumps(event)})); }})()"
+        )
+
     def screenshot(self, path: Path) -> None:
         """Write the whole page as PNG."""
         answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
@@ -134,9 +142,10 @@ def browser(folder: Path) -> Iterator[Browser]:
     assert program is not None
     errors = folder / "stderr.txt"
     arguments = [
-        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--no-first-run", "--disable-extensions", "--disable-background-networking",
-        "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}", "about:blank",
+        program, "--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
+        "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
+        "--disable-background-networking", "--remote-debugging-port=0",
+        f"--user-data-dir={folder / 'profile'}", "about:blank",
     ]  # fmt: skip
     with errors.open("wb") as file:
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=file)

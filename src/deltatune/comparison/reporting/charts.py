@@ -6,12 +6,18 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from deltatune.comparison.reporting.contents import Column, Comparison, RecipeRow, SweepGrid
+from deltatune.comparison.reporting.contents import (
+    Column,
+    Comparison,
+    RecipeRow,
+    SweepGrid,
+    field_value,
+)
 from deltatune.comparison.reporting.curves import Curve, loss_curves
 from deltatune.comparison.reporting.fronts import all_fronts
-from deltatune.comparison.reporting.units import Unit, number, unit_of
+from deltatune.comparison.reporting.units import number, unit_of
 
-__all__ = ["axis_names", "chart_data", "default_axes", "field_value", "plain"]
+__all__ = ["axis_names", "chart_data", "default_axes", "plain"]
 
 
 def plain(text: str) -> str:
@@ -29,7 +35,7 @@ def chart_data(comparison: Comparison) -> dict[str, Any]:
         "recipes": [plain(row.name) for row in rows],  # as Plotly wants them
         "fronts": all_fronts(columns, rows),
         "scores": _scores(comparison, rows),
-        "losses": _losses(comparison, rows),
+        "losses": _losses(comparison),
         "sweep": comparison.sweep and _sweep(comparison.sweep),
         "failed_cells": failed_cells(comparison.sweep) if comparison.sweep else [],
     }
@@ -63,7 +69,7 @@ def _axis(column: Column, rows: Sequence[RecipeRow]) -> dict[str, Any]:
 
 
 def _scores(comparison: Comparison, rows: Sequence[RecipeRow]) -> dict[str, Any]:
-    unit = Unit()
+    unit = unit_of(comparison.column("score"), comparison.means("score"))
     shown = [row for row in rows if row.mean("score") is not None]
     found = [row.statistics("score") for row in shown]
     return {
@@ -87,17 +93,15 @@ def _scores(comparison: Comparison, rows: Sequence[RecipeRow]) -> dict[str, Any]
     }
 
 
-def _losses(comparison: Comparison, rows: Sequence[RecipeRow]) -> list[dict[str, Any]]:
-    place = {row.name: i for i, row in enumerate(rows)}
-    curves = sorted(loss_curves(comparison), key=lambda curve: place[curve.recipe])
+def _losses(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "name": plain(one.recipe),
-            "style": place[one.recipe],
+            "style": one.place,
             "mean": one.mean and _points(one.mean),
             "runs": [_points(curve) for curve in one.runs],
         }
-        for one in curves
+        for one in loss_curves(comparison)
     ]
 
 
@@ -138,13 +142,5 @@ def failed_cells(sweep: SweepGrid) -> list[str]:
 
 def _cell(sweep: SweepGrid, y: int, x: int) -> str:
     score = sweep.cells[y][x]
-    place = ", ".join(
-        f"{field} = {field_value(values[i])}"
-        for field, values, i in zip(sweep.fields, sweep.values, (x, y), strict=False)
-    )
-    return f"{place}: {sweep.message(y, x) if score is None else number(score)}"
-
-
-def field_value(value: Any) -> str:
-    """Return a value of a swept field as the command line would have it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    said = sweep.message(y, x) if score is None else number(score)
+    return f"{sweep.place(y, x)}: {said}"

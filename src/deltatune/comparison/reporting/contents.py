@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "Statistics",
     "SweepGrid",
+    "field_value",
     "read_comparison",
 ]
 
@@ -118,6 +119,13 @@ class SweepGrid(_Part):
     cells: tuple[tuple[Number, ...], ...]
     messages: tuple[tuple[str, ...], ...] = ()
 
+    def place(self, y: int, x: int) -> str:
+        """Return the values that a cell stands for."""
+        return ", ".join(
+            f"{field} = {field_value(values[i])}"
+            for field, values, i in zip(self.fields, self.values, (x, y), strict=False)
+        )
+
     def message(self, y: int, x: int) -> str:
         """Return why a cell has no score; a dash where that is not known."""
         known = y < len(self.messages) and x < len(self.messages[y])
@@ -180,10 +188,23 @@ class Comparison(_Part):
         """Return the columns in which at least one recipe has a number."""
         return [c for c in self.columns if any(r.mean(c.name) is not None for r in self.recipes)]
 
+    def means(self, column: str) -> list[float | None]:
+        """Return the means of all recipes in one column."""
+        return [row.mean(column) for row in self.recipes]
+
     def column(self, name: str) -> Column:
         """Return a column by name; one with this name and no more if the file has none."""
         found = (column for column in self.columns if column.name == name)
         return next(found, Column(name=name, title=name))
+
+
+def field_value(value: Any) -> str:
+    """Return a value of a swept field as the command line would have it.
+
+    >>> field_value(0.00050), field_value(True)
+    ('0.0005', 'True')
+    """
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read_comparison(folder: Path) -> Comparison:

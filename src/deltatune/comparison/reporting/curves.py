@@ -31,22 +31,30 @@ class Curve:
 
 @dataclass(frozen=True)
 class RecipeCurves:
-    """The curves of one recipe; `mean` is None where no final run finished."""
+    """The curves of one recipe; `mean` is None where no final run finished.
 
+    Args:
+        place: of the recipe among all, best first: by it a recipe looks the same in every plot.
+        recipe: its name.
+        mean: over the seeds, smoothed.
+        runs: every final run.
+    """
+
+    place: int
     recipe: str
     mean: Curve | None
     runs: tuple[Curve, ...]
 
 
 def loss_curves(comparison: Comparison) -> list[RecipeCurves]:
-    """Return the curves of the recipes whose final runs left any, in the file's order."""
+    """Return the curves of the recipes whose final runs left any, best recipes first."""
     found = []
-    for row in comparison.recipes:
+    for place, row in enumerate(comparison.best_first()):
         finals = [run for run in comparison.runs if run.recipe == row.name and run.kind == "final"]
         runs = tuple(curve for curve in map(_curve, finals) if curve.steps)
         if runs:
             whole = [curve for curve in runs if not curve.stopped]
-            found.append(RecipeCurves(row.name, _mean(row.name, whole), runs))
+            found.append(RecipeCurves(place, row.name, _mean(row.name, whole), runs))
     return found
 
 

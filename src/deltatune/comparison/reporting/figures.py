@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from deltatune.comparison.reporting.charts import field_value
-from deltatune.comparison.reporting.contents import Comparison, RecipeRow, SweepGrid
+from deltatune.comparison.reporting.contents import Comparison, RecipeRow, SweepGrid, field_value
 from deltatune.comparison.reporting.curves import RecipeCurves, loss_curves
 from deltatune.comparison.reporting.fronts import front_of
 from deltatune.comparison.reporting.label_places import place_labels
@@ -63,7 +62,7 @@ def drawn(figure: Figure, kind: str) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=200, bbox_inches="tight", metadata=metadata)
+        figure.savefig(file, format=kind, dpi=200, metadata=metadata)
     return file.getvalue()
 
 
@@ -73,12 +72,20 @@ def _pareto(comparison: Comparison) -> Figure | None:
     if "score" not in measured or not costs:
         return None
     figure = Figure(figsize=(4.6 * len(costs), 3.8), layout="constrained")
-    for place, cost in enumerate(costs):
+    drawn_axes = [
         _scatter(figure.add_subplot(1, len(costs), place + 1), comparison, cost)
+        for place, cost in enumerate(costs)
+    ]
+    figure.draw_without_rendering()  # settles the size of the axes, which labels depend on
+    for axes, points, names, best in drawn_axes:
+        place_labels(axes, points, names, first=best)
     return figure
 
 
-def _scatter(axes: Axes, comparison: Comparison, cost: str) -> None:
+def _scatter(
+    axes: Axes, comparison: Comparison, cost: str
+) -> tuple[Axes, list[tuple[float, float]], list[str], list[int]]:
+    """Draw points and front; return what their labels need."""
     x_column, y_column = comparison.column(cost), comparison.column("score")
     rows = [
         row
@@ -99,7 +106,7 @@ def _scatter(axes: Axes, comparison: Comparison, cost: str) -> None:
     axes.margins(0.15)
     axes.set_xlabel(unit.titled(x_column.title or cost), parse_math=False)
     axes.set_ylabel(comparison.metric, parse_math=False)
-    place_labels(axes, points, [row.name for row in rows], first=best)
+    return axes, points, [row.name for row in rows], best
 
 
 def _losses(comparison: Comparison) -> Figure | None:
@@ -108,22 +115,21 @@ def _losses(comparison: Comparison) -> Figure | None:
         return None
     figure = Figure(figsize=(6.4, max(3.8, 0.17 * len(curves))), layout="constrained")
     axes = figure.add_subplot()
-    handles = [_curves(axes, i, one) for i, one in enumerate(curves)]
+    handles = [_curves(axes, one) for one in curves]
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("training loss (mean over seeds, smoothed)")
     # A name that begins with an underscore would be left out of the legend.
     names = [one.recipe.replace("_", "\u200b_", one.recipe.startswith("_")) for one in curves]
     columns = 1 + len(curves) // 25
-    legend = axes.legend(
-        handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=columns
-    )
+    legend = figure.legend(handles, names, loc="outside right center", frameon=False, ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
 
 
-def _curves(axes: Axes, place: int, one: RecipeCurves) -> Line2D:
-    colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+def _curves(axes: Axes, one: RecipeCurves) -> Line2D:
+    colour = COLOURS[one.place % len(COLOURS)]
+    dash = DASHES[one.place // len(COLOURS) % len(DASHES)]
     for curve in one.runs:
         if curve.stopped:
             axes.plot(curve.steps, curve.losses, color=colour, linewidth=0.6, alpha=0.6)

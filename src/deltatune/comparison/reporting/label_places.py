@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -18,7 +20,11 @@ CHARACTER = (4.6, 9.0)  # width and height of a letter at 8 points, generous
 
 
 def free_places(
-    points: Sequence[Point], names: Sequence[str], inside: Box, *, first: Sequence[int] = ()
+    points: Sequence[Point],
+    names: Sequence[str],
+    inside: Box,
+    *,
+    first: Sequence[int] = (),
 ) -> list[Point | None]:
     """Return the centre of each name's label; None where no place is free.
 
@@ -26,9 +32,10 @@ def free_places(
         points: in the units of `CHARACTER`.
         names: of the points.
         inside: the box that labels stay in.
-        first: indices of the points that choose first.
+        first: indices of the points that choose first; a line through them is kept clear.
     """
-    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    taken = [_around(point, (8, 8)) for point in points]
+    taken += _along([points[i] for i in first])
     places: list[Point | None] = [None] * len(points)
     order = [*first, *(i for i in range(len(points)) if i not in first)]
     for i in order:
@@ -40,6 +47,17 @@ def free_places(
                 places[i] = centre
                 break
     return places
+
+
+def _along(line: Sequence[Point]) -> list[Box]:
+    """Return small boxes along a line."""
+    boxes = []
+    for start, end in itertools.pairwise(line):
+        count = math.ceil(math.dist(start, end) / 5)
+        for k in range(count):
+            x, y = (a + (b - a) * k / count for a, b in zip(start, end, strict=True))
+            boxes.append(_around((x, y), (3, 3)))
+    return boxes
 
 
 def _candidates(point: Point, size: Point) -> list[Point]:
@@ -72,7 +90,7 @@ def place_labels(
     """Write the names beside their points; a name without a free place is left out.
 
     Args:
-        axes: with its scales and limits as they will stay.
+        axes: with scale, limits and size as they will stay.
         points: in data coordinates.
         names: of the points.
         first: indices of the points whose names matter most.
@@ -80,7 +98,6 @@ def place_labels(
     figure = axes.get_figure()
     if figure is None or not points:
         return
-    figure.draw_without_rendering()  # type: ignore[union-attr]  # settles the size of the axes
     to_points = 72 / figure.dpi
     places = [tuple(to_points * axes.transData.transform(point)) for point in points]
     box = axes.get_window_extent()

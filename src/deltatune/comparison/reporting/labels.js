@@ -15,9 +15,17 @@ const freePlaces = (function () {
 
   // Gives the shift of each label's centre from its point, null where no place is free.
   // points: [x, y] in pixels from the top left; widths: of the labels; size: of the plot;
-  // order: who chooses first.
-  return function (points, widths, size, order) {
+  // order: who chooses first; line: the points of a line that labels keep clear of.
+  return function (points, widths, size, order, line) {
     const taken = points.map(([x, y]) => around(x, y, 10, 10));
+    for (let i = 1; i < line.length; i += 1) {
+      const [from, to] = [line[i - 1], line[i]];
+      const count = Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1]) / 6);
+      for (let k = 0; k < count; k += 1) {
+        const [x, y] = [0, 1].map((j) => from[j] + ((to[j] - from[j]) * k) / count);
+        taken.push(around(x, y, 4, 4));
+      }
+    }
     const shifts = points.map(() => null);
     for (const i of order) {
       for (const distance of DISTANCES) {

@@ -48,7 +48,9 @@ def page(comparison: Comparison) -> str:
         environment=_flat(comparison.environment),
         # Our own files and plotly's hold no text of the comparison and go in as they are.
         style=Markup(_own_file("page.css")),
-        scripts=[Markup(_own_file(name)) for name in ("tables.js", "labels.js", "plots.js")],
+        scripts=[
+            Markup(_own_file(name)) for name in ("tables.js", "labels.js", "looks.js", "plots.js")
+        ],
         plotly=Markup(get_plotlyjs()),
     )
 

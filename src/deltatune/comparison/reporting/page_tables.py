@@ -88,12 +88,12 @@ class Table:
 def recipes_table(comparison: Comparison) -> Table:
     """Return a row per recipe, best first, with every column."""
     rows = comparison.best_first()
-    units = {c.name: unit_of(c, [r.mean(c.name) for r in rows]) for c in comparison.columns}
-    measured = {column.name for column in comparison.measured_columns()}
+    units = {c.name: unit_of(c, comparison.means(c.name)) for c in comparison.columns}
+    seen = {column.name for column in _seen_at_first(comparison)}
     headings = [
         Heading("recipe", "text"),
         Heading("rank", what="1 + the number of recipes that are significantly better."),
-        *(_heading(c, units[c.name], c.name in measured) for c in comparison.columns),
+        *(_heading(c, units[c.name], c.name in seen) for c in comparison.columns),
         Heading("learning rate", what="The best of those that were tried, on validation data."),
     ]
     cells = [
@@ -108,13 +108,22 @@ def recipes_table(comparison: Comparison) -> Table:
     return Table("recipes", headings, cells)
 
 
-def _heading(column: Column, unit: Unit, is_measured: bool) -> Heading:
+def _seen_at_first(comparison: Comparison) -> list[Column]:
+    """Return what was measured, but predictions, which have a table of their own, and repeats."""
+    seen: list[Column] = []
+    for column in comparison.measured_columns():
+        alike = (comparison.means(column.name) == comparison.means(one.name) for one in seen)
+        if not column.name.startswith("predicted_") and not any(alike):
+            seen.append(column)
+    return seen
+
+
+def _heading(column: Column, unit: Unit, is_shown: bool) -> Heading:
     return Heading(
         unit.titled(column.title or column.name),
         what=column.what,
         begins="descending" if column.better == "higher" else "ascending",
-        # Predictions have a table of their own.
-        is_shown=is_measured and not column.name.startswith("predicted_"),
+        is_shown=is_shown,
     )
 
 
@@ -128,9 +137,10 @@ def _figure(row: RecipeRow, column: Column, unit: Unit) -> Cell:
     found = row.statistics(column.name)
     below = ""
     if found.low is not None and found.high is not None:
-        below = f"{unit.bare(found.low)} to {unit.bare(found.high)}"
+        ends = [unit.bare(end, like=found.mean) for end in (found.low, found.high)]
+        below = " to ".join(ends)
     elif found.spread:
-        below = f"± {unit.bare(found.spread)}"
+        below = f"± {unit.bare(found.spread, like=found.mean)}"
     return Cell(unit.bare(found.mean), found.mean, below)
 
 
@@ -158,7 +168,7 @@ def differences_table(comparison: Comparison) -> Table:
 
 def _pair(pair: Pair) -> list[Cell]:
     has_interval = pair.low is not None and pair.high is not None
-    interval = f"{number(pair.low or 0.0)} to {number(pair.high or 0.0)}"
+    interval = f"{pair.low or 0.0:+.3f} to {pair.high or 0.0:+.3f}"
     needed = "more seeds" if pair.items_needed is None else f"{pair.items_needed:,.0f}"
     verdict = "not known" if pair.p_value is None else ("yes" if pair.is_significant else "no")
     return [
@@ -238,7 +248,7 @@ def rates_table(comparison: Comparison) -> Table:
 def _rates_tried(comparison: Comparison, recipe: str) -> str:
     trials = [run for run in comparison.runs if run.recipe == recipe and run.kind == "trial"]
     shown = [
-        f"{rate(run.learning_rate)}: {run.status if run.score is None else number(run.score)}"
+        f"{rate(run.learning_rate)}:\u00a0{run.status if run.score is None else number(run.score)}"
         for run in sorted(trials, key=lambda run: run.learning_rate or 0.0)
     ]
     return ", ".join(shown) or MISSING
@@ -258,6 +268,7 @@ def runs_table(comparison: Comparison) -> Table:
         Heading("score", begins="descending" if comparison.higher_is_better else "ascending"),
         Heading(unit.titled("step time")),
     ]
+    score = unit_of(comparison.column("score"), [run.score for run in comparison.runs])
     lines = [
         [
             Cell.of(run.name, below=_settings(run.settings)),
@@ -266,7 +277,7 @@ def runs_table(comparison: Comparison) -> Table:
             Cell(rate(run.learning_rate), run.learning_rate),
             Cell(MISSING if run.seed is None else str(run.seed), run.seed),
             Cell.of(run.status, below=run.message, tag=_tag(run.status)),
-            Cell(Unit().bare(run.score), run.score),
+            Cell(score.bare(run.score), run.score),
             Cell(unit.bare(run.columns.get(step.name)), run.columns.get(step.name)),
         ]
         for run in comparison.runs

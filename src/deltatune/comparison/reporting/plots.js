@@ -2,45 +2,8 @@
 // The plots. Numbers and texts come ready from the page; colours follow the reader's theme.
 (function () {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
-  const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a"];
-  const DASHES = ["solid", "dash", "dot", "dashdot", "8px,2px", "8px,2px,2px,2px"];
-  const CONFIG = { responsive: false, displaylogo: false, displayModeBar: "hover" };
+  const { COLOURS, DASHES, theme, config, layout, above, range } = looks;
   const element = (id) => document.getElementById(id);
-
-  function theme() {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
-    return {
-      text: colour("--text"), quiet: colour("--quiet"), line: colour("--line"),
-      accent: colour("--accent"), paper: colour("--paper"), empty: colour("--empty"),
-      font: getComputedStyle(document.body).fontFamily,
-    };
-  }
-
-  function layout(plot, colours, changes) {
-    const axis = {
-      gridcolor: colours.line, linecolor: colours.quiet, zeroline: false, showline: true,
-      tickcolor: colours.quiet, ticks: "outside", fixedrange: false,
-    };
-    return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", width: plot.clientWidth,
-      font: { family: colours.font, color: colours.text, size: 13 },
-      hoverlabel: {
-        bgcolor: colours.paper, bordercolor: colours.quiet,
-        font: { color: colours.text, family: colours.font }, align: "left",
-      },
-      showlegend: false, ...changes,
-      xaxis: { ...axis, ...changes.xaxis }, yaxis: { ...axis, ...changes.yaxis },
-    };
-  }
-
-  // The ends of an axis with room on both sides, in the axis's own coordinates.
-  function range(values, isLog) {
-    const own = isLog ? values.map(Math.log10) : values;
-    const low = Math.min(...own), high = Math.max(...own);
-    const room = 0.12 * (high - low) || Math.abs(high) * 0.1 || 1;
-    return [low - room, high + room];
-  }
 
   function frontOf(x, y) {
     const fronts = data.fronts;
@@ -61,7 +24,9 @@
     const pencil = document.createElement("canvas").getContext("2d");
     pencil.font = `12px ${colours.font}`;
     const widths = shown.map((i) => pencil.measureText(data.names[i]).width + 4);
-    return freePlaces(places.map((place) => place.pixel), widths, size, order).flatMap((shift, k) =>
+    const pixels = places.map((place) => place.pixel);
+    const line = front.map((i) => pixels[shown.indexOf(i)]);
+    return freePlaces(pixels, widths, size, order, line).flatMap((shift, k) =>
       shift === null ? [] : [{
         x: places[k].own[0], y: places[k].own[1], xshift: shift[0], yshift: -shift[1],
         text: data.recipes[shown[k]], showarrow: false, font: { size: 12, color: colours.text },
@@ -78,7 +43,7 @@
     const shown = [...data.recipes.keys()].filter((i) => axes.every((a) => a.values[i] !== null));
     const front = frontOf(...names);
     const onFront = (front || []).filter((i) => shown.includes(i));
-    const margin = { l: 70, r: 20, t: 15, b: 55 }, height = 460;
+    const margin = { l: 60, r: 20, t: 35, b: 55 }, height = 480;
     const size = [plot.clientWidth - margin.l - margin.r, height - margin.t - margin.b];
     const ranges = axes.map((a, k) => range(shown.map((i) => a.values[i]), isLog[k]));
     const places = shown.map((i) => {
@@ -104,12 +69,15 @@
       },
     ];
     const axisOf = (k) => ({
-      title: { text: axes[k].title }, range: ranges[k], type: isLog[k] ? "log" : "linear",
+      range: ranges[k], type: isLog[k] ? "log" : "linear",
     });
     Plotly.react(plot, traces, layout(plot, colours, {
-      height, margin, xaxis: axisOf(0), yaxis: axisOf(1), hovermode: "closest",
-      annotations: labels(places, shown, onFront, size, colours),
-    }), CONFIG);
+      height, margin, yaxis: axisOf(1), hovermode: "closest",
+      xaxis: { ...axisOf(0), title: { text: axes[0].title } },
+      annotations: [
+        above(axes[1].title, margin), ...labels(places, shown, onFront, size, colours),
+      ],
+    }), config(plot));
     element("front").textContent = front === null
       ? "No front: one of the two columns has no better direction."
       : `No other recipe is better in both columns than: ${
@@ -122,13 +90,25 @@
     box.checked = spreads(axis);
   }
 
+  const limitsOf = (scores) =>
+    [["chance", scores.chance], ["ceiling", scores.ceiling]].filter((limit) => limit[1] !== null);
+
+  // Far limits would press the intervals together: then they are out of view at first.
+  function chooseLimits() {
+    const own = [...data.scores.means, ...data.scores.low, ...data.scores.high]
+      .filter((value) => value !== null);
+    const all = [...own, ...limitsOf(data.scores).map((limit) => limit[1])];
+    const width = (values) => Math.max(...values) - Math.min(...values);
+    element("limits").checked = width(own) === 0 || width(all) < 5 * width(own);
+  }
+
   function drawScores() {
     const plot = element("scores-plot");
     if (!plot) return;
     const colours = theme(), scores = data.scores;
     const rows = [...scores.names.keys()];
-    const limits = [["chance", scores.chance], ["ceiling", scores.ceiling]]
-      .filter((limit) => limit[1] !== null);
+    const isInView = element("limits") && element("limits").checked;
+    const limits = !isInView ? [] : limitsOf(scores);
     const seeds = rows.flatMap((i) => scores.seeds[i].map((value) => [value, i]));
     const hasInterval = (i) => scores.low[i] !== null && scores.high[i] !== null;
     const end = (ends, i, sign) => (hasInterval(i) ? sign * (ends[i] - scores.means[i]) : 0);
@@ -150,7 +130,7 @@
     const longest = Math.max(...scores.names.map((name) => name.length));
     const left = Math.min(0.4 * plot.clientWidth, 20 + 7.5 * longest);
     Plotly.react(plot, traces, layout(plot, colours, {
-      height: 90 + 26 * rows.length, margin: { l: left, r: 20, t: 25, b: 50 },
+      height: 110 + 26 * rows.length, margin: { l: left, r: 30, t: 50, b: 50 },
       hovermode: "closest",
       xaxis: { title: { text: scores.metric } },
       yaxis: {
@@ -165,7 +145,7 @@
         x: limit[1], yref: "paper", y: 1, yanchor: "bottom", text: limit[0], showarrow: false,
         font: { color: colours.quiet, size: 12 },
       })),
-    }), CONFIG);
+    }), config(plot));
   }
 
   function lossTraces(curves, everyRun) {
@@ -198,19 +178,18 @@
     const longest = Math.max(...data.losses.map((one) => one.name.length));
     const perLine = Math.max(1, Math.floor(plot.clientWidth / (60 + 7.5 * longest)));
     const below = 22 * Math.ceil(data.losses.length / perLine);
-    const margin = { l: 60, r: 20, t: 15, b: 60 + below };
+    const margin = { l: 50, r: 20, t: 35, b: 75 + below };
     Plotly.react(plot, lossTraces(data.losses, element("every-run").checked),
       layout(plot, colours, {
-        height: 400 + margin.b - 60, margin, showlegend: true, hovermode: "closest",
+        height: 300 + margin.t + margin.b, margin, showlegend: true, hovermode: "closest",
         legend: {
-          orientation: "h", x: 0, xanchor: "left", y: -50 / 325, yanchor: "top",
-          entrywidth: 30 + 7.5 * longest, font: { size: 12 },
+          orientation: "h", x: 0, xanchor: "left", y: -60 / 300, yanchor: "top",
+          entrywidth: 30 + 7.5 * longest, maxheight: below + 20, font: { size: 12 },
         },
         xaxis: { title: { text: "optimizer step", standoff: 8 } },
-        yaxis: {
-          title: { text: "training loss" }, type: element("losses-log").checked ? "log" : "linear",
-        },
-      }), CONFIG);
+        yaxis: { type: element("losses-log").checked ? "log" : "linear" },
+        annotations: [above("training loss", margin)],
+      }), config(plot));
   }
 
   function drawSweep() {
@@ -224,23 +203,27 @@
     };
     const failed = sweep.cells.flatMap((line, y) =>
       line.flatMap((cell, x) => (cell === null ? [[x, y]] : [])));
+    const margin = { l: 60, r: 10, t: 35, b: 60 };
     const axis = (title, values) => ({
       title: { text: title }, tickvals: [...values.keys()], ticktext: values, showgrid: false,
       showline: false, ticks: "", automargin: true,
       range: [-0.5, values.length - 0.5],
     });
     Plotly.react(plot, [trace], layout(plot, colours, {
-      height: 130 + 48 * sweep.cells.length, margin: { l: 60, r: 10, t: 10, b: 60 },
-      xaxis: axis(sweep.x, sweep.xValues), yaxis: axis(sweep.y, sweep.yValues),
+      height: 130 + 48 * sweep.cells.length, margin,
+      xaxis: axis(sweep.x, sweep.xValues), yaxis: axis("", sweep.yValues),
       shapes: failed.map(([x, y]) => ({
-        type: "rect", layer: "below", x0: x - 0.48, x1: x + 0.48, y0: y - 0.47, y1: y + 0.47,
+        type: "rect", layer: "below", x0: x - 0.49, x1: x + 0.49, y0: y - 0.48, y1: y + 0.48,
         fillcolor: colours.empty, line: { width: 0 },
       })),
-      annotations: failed.map(([x, y]) => ({
-        x, y, text: "×", showarrow: false, font: { size: 18, color: colours.text },
-        hovertext: sweep.texts[y][x], captureevents: true,
-      })),
-    }), CONFIG);
+      annotations: [
+        ...failed.map(([x, y]) => ({
+          x, y, text: "×", showarrow: false, font: { size: 18, color: colours.text },
+          hovertext: sweep.texts[y][x], captureevents: true,
+        })),
+        ...(sweep.y ? [above(sweep.y, margin)] : []),
+      ],
+    }), config(plot));
   }
 
   function drawAll() {
@@ -255,6 +238,10 @@
     });
     element(`${letter}-log`).addEventListener("change", drawTradeOffs);
   }
+  if (element("limits")) {
+    chooseLimits();
+    element("limits").addEventListener("change", drawScores);
+  }
   for (const id of element("losses-plot") ? ["every-run", "losses-log"] : []) {
     element(id).addEventListener("change", drawLosses);
   }
@@ -264,6 +251,12 @@
     waiting = setTimeout(drawAll, 100);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  matchMedia("print").addEventListener("change", drawAll);
+  // Paper is narrow and white whatever the window is.
+  function print(isBeginning) {
+    document.documentElement.classList.toggle("printing", isBeginning);
+    drawAll();
+  }
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
   drawAll();
 })();

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltatune.comparison.reporting.contents import Budget, Comparison, RecipeRow
-from deltatune.comparison.reporting.units import number
+from deltatune.comparison.reporting.contents import Budget, Comparison, RecipeRow, SweepGrid
 
 __all__ = ["budget_in_words", "failure_message", "listed", "outcome", "what_was_compared"]
 
@@ -55,7 +54,7 @@ def what_was_compared(comparison: Comparison) -> str:
 
 def _limits(comparison: Comparison) -> str:
     limits = [
-        f"{number(value)} {meaning}"
+        f"{value:g} {meaning}"
         for value, meaning in (
             (comparison.chance, "is what chance gives"),
             (comparison.ceiling, "the best that can be reached"),
@@ -70,10 +69,27 @@ def outcome(comparison: Comparison) -> str:
     rows = comparison.best_first()
     ranked = [row for row in rows if row.rank is not None]
     failed = [row.name for row in rows if row.status == "failed"]
-    after = f" No final run of {listed(failed)} finished." if failed else ""
-    if not ranked:
-        return f"No recipe has a rank.{after}"
-    return f"{_best(comparison, ranked)}{after}"
+    said = [_best(comparison, ranked) if ranked else "No recipe has a rank."]
+    if failed:
+        said.append(f"No final run of {listed(failed)} finished.")
+    if comparison.sweep is not None:
+        said.append(_best_cell(comparison, comparison.sweep))
+    return " ".join(said)
+
+
+def _best_cell(comparison: Comparison, sweep: SweepGrid) -> str:
+    sign = 1.0 if comparison.higher_is_better else -1.0
+    scores = [
+        (sign * score, y, x)
+        for y, line in enumerate(sweep.cells)
+        for x, score in enumerate(line)
+        if score is not None
+    ]
+    if not scores:
+        return "No run of the sweep finished."
+    best = max(score for score, _, _ in scores)
+    places = [sweep.place(y, x) for score, y, x in scores if score == best]
+    return f"The best of the sweep is {sign * best:.3f}, with {listed(places, 2)}."
 
 
 def _best(comparison: Comparison, ranked: Sequence[RecipeRow]) -> str:

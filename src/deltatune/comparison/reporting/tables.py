@@ -92,7 +92,7 @@ def escaped_for_latex(text: str) -> str:
 def latex_table(comparison: Comparison) -> str:
     """Return a table in the style of booktabs; a rank that several recipes share ends in '='."""
     columns = [comparison.column(name) for name in COSTS]
-    units = [unit_of(c, [row.mean(c.name) for row in comparison.recipes]) for c in columns]
+    units = [unit_of(c, comparison.means(c.name)) for c in columns]
     headings = [unit.titled(c.title or c.name) for c, unit in zip(columns, units, strict=True)]
     shared = Counter(row.rank for row in comparison.recipes)
     body = [
@@ -128,18 +128,18 @@ def _latex_line(
         return rf"{name} & \multicolumn{{5}}{{l}}{{{message}}} \\"
     rank = MISSING if row.rank is None else f"{row.rank}{'=' if is_tied else ''}"
     costs = [unit.bare(row.mean(name)) for name, unit in zip(COSTS, units, strict=True)]
-    quality = _quality(row)
+    quality = _quality(row, unit_of(comparison.column("score"), comparison.means("score")))
     shown = rf"\textbf{{{quality}}}" if row.rank == 1 else quality
     return " & ".join([name, shown, *map(escaped_for_latex, [rank, *costs])]) + r" \\"
 
 
-def _quality(row: RecipeRow) -> str:
+def _quality(row: RecipeRow, unit: Unit) -> str:
     found = row.statistics("score")
-    mean = Unit().bare(found.mean)
+    mean = unit.bare(found.mean)
     if found.low is not None and found.high is not None:
-        return f"{mean} [{Unit().bare(found.low)}, {Unit().bare(found.high)}]"
+        return f"{mean} [{unit.bare(found.low)}, {unit.bare(found.high)}]"
     if found.spread is not None:
-        return rf"{mean} $\pm$ {Unit().bare(found.spread)}"
+        return rf"{mean} $\pm$ {unit.bare(found.spread)}"
     return escaped_for_latex(mean)
 
 

@@ -38,8 +38,9 @@ ENDINGS: tuple[tuple[str, Steps], ...] = (
     ("flops", FLOPS),
     ("_kilowatt_hours", ENERGY),
     ("_kilograms", MASS),
-    ("tokens_per_second", ((0, 1, "tokens/s"),)),
 )
+COUNTED = ("parameters", "tokens_per_second")  # whole things, that need no unit
+SCORE_DIGITS = ((0.0005, None), (0.1, 4), (10.0, 3), (1000.0, 2))  # below a size, so many digits
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,24 @@ class Unit:
     Args:
         divisor: what a number of the file is divided by.
         name: of the unit after that; may be empty.
-        is_count: whether whole things are counted.
+        digits: after the point, the same for the whole column; None: what each number needs.
     """
 
     divisor: float = 1.0
     name: str = ""
-    is_count: bool = False
+    digits: int | None = None
 
     def scaled(self, value: float | None) -> float | None:
         """Return a number in this unit."""
         return None if value is None else value / self.divisor
 
-    def bare(self, value: float | None) -> str:
-        """Return a number in this unit, without the unit's name."""
+    def bare(self, value: float | None, *, like: float | None = None) -> str:
+        """Return a number in this unit, without its name, with the digits that `like` needs."""
         if value is None:
             return MISSING
-        return f"{value:,.0f}" if self.is_count else number(value / self.divisor)
+        if self.digits is not None:
+            return f"{value / self.divisor:,.{self.digits}f}"
+        return number(value / self.divisor, like=None if like is None else like / self.divisor)
 
     def full(self, value: float | None) -> str:
         """Return a number with the unit's name."""
@@ -86,27 +89,33 @@ def unit_of(column: Column, values: Iterable[float | None]) -> Unit:
         if column.name.endswith(ending):
             _, divisor, name = [step for step in steps if largest >= step[0]][-1]
             return Unit(divisor, name)
-    if "parameters" in column.name:
-        return Unit(is_count=True)
-    return Unit(1.0, column.unit)
+    if any(counted in column.name for counted in COUNTED):
+        return Unit(digits=0)
+    digits = next((digits for size, digits in SCORE_DIGITS if largest < size), None)
+    return Unit(1.0, column.unit, digits if column.name == "score" else None)
 
 
-def number(value: float) -> str:
+def number(value: float, *, like: float | None = None) -> str:
     """Return a number with as many digits as a reader can use.
+
+    Args:
+        value: the number.
+        like: another one that decides how many digits, for what stands beside it.
 
     >>> [number(value) for value in (0.81234, 12.345, 1234567.0, 3e-05, 0, -0.25, 21.0)]
     ['0.812', '12.3', '1,234,567', '3.0e-05', '0', '-0.250', '21.0']
+    >>> number(0.0123, like=0.81234)
+    '0.012'
     """
-    size = abs(value)
+    size = abs(value if like is None else like)
     if not math.isfinite(value):
         return MISSING
-    if value == 0 or (size >= 1000 and size < 1e9):
-        return f"{value:,.0f}"
+    if value == 0:
+        return "0"
     if size >= 1e9 or size < 0.001:
         return f"{value:.1e}"
-    if size < 0.1:
-        return f"{value:.4f}"
-    return f"{value:.{3 if size < 10 else 1}f}"
+    digits = ((0.1, 4), (1, 3), (10, 2), (1000, 1))
+    return f"{value:,.{next((count for limit, count in digits if size < limit), 0)}f}"
 
 
 def rate(value: float | None) -> str:
