@@ -32,6 +32,10 @@ class Flag:
 
 BASE: dict[str, tuple[str, ...]] = {
     "train": ("--model", "m", "--data", "d", "--output", "o"),
+    "compare": (
+        *("--model", "m", "--data", "d", "--output", "o"),
+        *("--recipes", "lora", "--budget", "tokens=1"),
+    ),
     "export": ("run", "--to", "peft"),
     "demo": (),
     "recipes": (),
@@ -51,6 +55,24 @@ FLAGS: dict[str, Flag] = {
     "train.resume": Flag(given=("--resume",), seen="resume"),
     "train.allow_remote_code": Flag(given=("--allow-remote-code",), seen="allow_remote_code"),
     "train.as_json": Flag(given=("--json",), seen="stdout"),
+    "compare.model": Flag(given=("--model", "other"), seen="model"),
+    "compare.data": Flag(given=("--data", "other"), seen="data"),
+    "compare.recipes": Flag(given=("--recipes", "lora,full"), seen="recipe"),
+    "compare.budget": Flag(given=("--budget", "minutes=1"), seen="budget"),
+    "compare.output": Flag(given=("--output", "other"), seen="output"),
+    "compare.seeds": Flag(given=("--seeds", "5"), seen="seeds"),
+    "compare.trials": Flag(given=("--trials", "5"), seen="trials"),
+    "compare.sweep": Flag(given=("--sweep", "delta.rank=1,2"), seen="sweep"),
+    "compare.assignments": Flag(given=("--set", "training.batch_size=1"), seen="assignments"),
+    "compare.column": Flag(given=("--column", "text=line"), seen="columns"),
+    "compare.task": Flag(given=("--task", "text"), seen="task"),
+    "compare.metric": Flag(given=("--metric", "exact_match"), seen="metric"),
+    "compare.forgetting": Flag(given=("--forgetting", "other"), seen="forgetting"),
+    "compare.grid_intensity": Flag(given=("--grid-intensity", "0.4"), seen="grid_intensity"),
+    "compare.engine": Flag(given=("--engine", "ray"), seen="engine"),
+    "compare.dry_run": Flag(given=("--dry-run",), seen="dry_run"),
+    "compare.allow_remote_code": Flag(given=("--allow-remote-code",), seen="allow_remote_code"),
+    "compare.as_json": Flag(given=("--json",), seen="stdout"),
     "export.folder": Flag(given=("other",), seen="folder"),
     "export.to": Flag(given=("--to", "lora"), seen="to"),
     "export.output": Flag(given=("--output", "other"), seen="output"),
@@ -75,6 +97,10 @@ def call(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         noted.update(model=model, data=data, recipe=recipe, **options)
         return SimpleNamespace(folder=Path("o"), before={}, after={}, costs={})
 
+    def compare(model: Any, data: Any, recipe: Any, **options: Any) -> Any:
+        noted.update(model=model, data=data, recipe=recipe, **options)
+        return SimpleNamespace(record={})
+
     def export(folder: Any, to: Any, **options: Any) -> Any:
         noted.update(folder=folder, to=to, **options)
         return SimpleNamespace(to_dict=dict, line=lambda: "done")
@@ -84,6 +110,7 @@ def call(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         return {}
 
     monkeypatch.setattr("deltatune.run.finetune", finetune)
+    monkeypatch.setattr("deltatune.comparison.comparing.compare", compare)
     monkeypatch.setattr("deltatune.exporting.export", export)
     monkeypatch.setattr("deltatune.demonstration.run", demo)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deltatune.bridges.peft_type import register
 
 if TYPE_CHECKING:
+    from deltatune.comparison.comparing import Comparison, compare
     from deltatune.exporting import export, load
     from deltatune.recipe import InPlace, Recipe
     from deltatune.run import Run, finetune
@@ -25,13 +26,17 @@ __all__ = [
     "Recipe",
     "Run",
     "Training",
+    "Comparison",
     "WeightDelta",
+    "compare",
     "export",
     "finetune",
     "load",
 ]
 
 _HOMES = {
+    "Comparison": "comparison.comparing",
+    "compare": "comparison.comparing",
     "InPlace": "recipe",
     "Optimizer": "settings",
     "Recipe": "recipe",

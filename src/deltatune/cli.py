@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
 from deltatune import __version__
-from deltatune.errors import DeltatuneError, InputError
+from deltatune.cli_options import (
+    AsJson,
+    Assignments,
+    BudgetText,
+    Columns,
+    Data,
+    DryRun,
+    EngineName,
+    Forgetting,
+    GridIntensity,
+    Metric,
+    Model,
+    Output,
+    RecipeName,
+    Recipes,
+    RemoteCode,
+    Seeds,
+    Sweeps,
+    Task,
+    Trials,
+    pairs,
+    show_json,
+    swept,
+    values,
+)
+from deltatune.errors import DeltatuneError
 
 __all__ = ["app", "main"]
 
@@ -26,61 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Model = Annotated[
-    str, typer.Option(help="Folder, Hugging Face name, package:NAME, or deltatune/BASE.")
-]
-Data = Annotated[str, typer.Option(help="File, folder, Hugging Face name, or deltatune/TASK.")]
-RecipeName = Annotated[str, typer.Option(help="A name of 'deltatune recipes', or a YAML file.")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="FIELD=VALUE", help="Replace one field of the recipe; repeat at will."
-    ),
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column", metavar="ROLE=NAME", help="Which column plays a role; guessed otherwise."
-    ),
-]
-Task = Annotated[str | None, typer.Option(help="Task of the data; guessed otherwise.")]
-Metric = Annotated[
-    str,
-    typer.Option(
-        help="For prompts and completions: loss, exact_match or final_number of generated answers; "
-        "the task's own otherwise.",
-        show_default=False,
-    ),
-]
-Output = Annotated[Path, typer.Option(help="Folder to write.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-RemoteCode = Annotated[
-    bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")
-]
-
-
-def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    pairs = {}
-    for item in given or []:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise InputError(f"{option} {item!r} has no '=': write {option} NAME=VALUE")
-        pairs[key.strip()] = value.strip()
-    return pairs
-
-
-def _values(given: list[str] | None) -> dict[str, Any]:
-    try:
-        return {key: yaml.safe_load(value) for key, value in _pairs(given, "--set").items()}
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"--set has a value that is not readable: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _print(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
 
 
 @app.command()
@@ -105,15 +73,15 @@ def train(
         data,
         recipe,
         output=output,
-        assignments=_values(assignments),
-        columns=_pairs(column, "--column") or None,
+        assignments=values(assignments),
+        columns=pairs(column, "--column") or None,
         task=task,
         metric=metric,
         resume=resume,
         allow_remote_code=allow_remote_code,
     )
     if as_json:
-        _print(
+        show_json(
             {
                 "folder": str(run.folder),
                 "before": dict(run.before),
@@ -121,6 +89,53 @@ def train(
                 "costs": dict(run.costs),
             }
         )
+
+
+@app.command()
+def compare(
+    model: Model,
+    data: Data,
+    recipes: Recipes,
+    budget: BudgetText,
+    output: Output,
+    seeds: Seeds = 3,
+    trials: Trials = 3,
+    sweep: Sweeps = None,
+    assignments: Assignments = None,
+    column: Columns = None,
+    task: Task = None,
+    metric: Metric = "",
+    forgetting: Forgetting = "",
+    grid_intensity: GridIntensity = None,
+    engine: EngineName = "local",
+    dry_run: DryRun = False,
+    allow_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare recipes at an equal budget; called again on the same folder, it goes on."""
+    from deltatune.comparison import comparing
+
+    made = comparing.compare(
+        model,
+        data,
+        recipes,
+        budget=budget,
+        output=output,
+        seeds=seeds,
+        trials=trials,
+        sweep=swept(sweep),
+        assignments=values(assignments),
+        columns=pairs(column, "--column") or None,
+        task=task,
+        metric=metric,
+        forgetting=forgetting,
+        grid_intensity=grid_intensity,
+        engine=engine,
+        dry_run=dry_run,
+        allow_remote_code=allow_remote_code,
+    )
+    if as_json:
+        show_json(dict(made.record))
 
 
 @app.command()
@@ -132,7 +147,7 @@ def recipes(
     from deltatune import catalogue
 
     if as_json:
-        _print(catalogue.one(name) if name else catalogue.everything())
+        show_json(catalogue.one(name) if name else catalogue.everything())
         return
     console = Console()
     console.print(catalogue.page(name) if name else catalogue.table())
@@ -153,7 +168,7 @@ def tasks(
     from deltatune import offline_catalogue
 
     if as_json:
-        _print(offline_catalogue.task(name) if name else offline_catalogue.tasks())
+        show_json(offline_catalogue.task(name) if name else offline_catalogue.tasks())
         return
     shown = offline_catalogue.task_page(name) if name else offline_catalogue.tasks_table()
     Console().print(shown, crop=False)
@@ -165,7 +180,7 @@ def bases(as_json: AsJson = False) -> None:
     from deltatune import offline_catalogue
 
     if as_json:
-        _print(offline_catalogue.bases())
+        show_json(offline_catalogue.bases())
     else:
         Console().print(offline_catalogue.bases_table())
 
@@ -188,7 +203,7 @@ def export(
 
     result = exporting.export(folder, to, output=output, tolerance=tolerance)
     if as_json:
-        _print(result.to_dict())
+        show_json(result.to_dict())
     else:
         Console(stderr=True).print(result.line(), highlight=False, soft_wrap=True)
 
@@ -203,7 +218,7 @@ def demo(
 
     result = demonstration.run(output)
     if as_json:
-        _print(result)
+        show_json(result)
 
 
 @app.command()
@@ -211,7 +226,7 @@ def schema() -> None:
     """Print the JSON Schema of a recipe file."""
     from deltatune.recipe import json_schema
 
-    _print(json_schema())
+    show_json(json_schema())
 
 
 def _version(wanted: bool) -> None:

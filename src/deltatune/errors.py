@@ -12,6 +12,7 @@ __all__ = [
     "Interrupted",
     "NotComposable",
     "NotMergeable",
+    "OutOfMemory",
     "WorkError",
     "nearest_first",
     "unknown_name",
@@ -46,6 +47,10 @@ class WorkError(DeltatuneError, RuntimeError):
 
 class Diverged(WorkError):
     """Training left the finite numbers or fell to the constant predictor."""
+
+
+class OutOfMemory(WorkError):
+    """The device could not hold what a step needs."""
 
 
 class Interrupted(WorkError):

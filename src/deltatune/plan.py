@@ -92,7 +92,7 @@ class Plan:
 
     def costs(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return what the meter does not know: parameters, states, FLOPs and their prediction."""
-        counted, predicted = self._micro_batch_costs()
+        counted, predicted = self.micro_batch_costs()
         return {
             "trainable_parameters": self.trainable_parameters,
             "trainable_parameters_ever": self.trainable_parameters,
@@ -103,7 +103,7 @@ class Plan:
             / counted,
         }
 
-    def _micro_batch_costs(self) -> tuple[int, dict[str, Any]]:
+    def micro_batch_costs(self) -> tuple[int, dict[str, Any]]:
         """Count the FLOPs of the first micro-batch of the training examples, and predict them."""
         train = self.encoded.splits["train"]
         rows = [train[i] for i in range(min(self.recipe.training.batch_size, len(train)))]

@@ -18,7 +18,7 @@ from deltatune.bridges import progress, session
 from deltatune.bridges.quiet import quiet
 from deltatune.comparison.environment import environment
 from deltatune.comparison.evaluation import Evaluation
-from deltatune.errors import Diverged, InputError, WorkError
+from deltatune.errors import Diverged, InputError, OutOfMemory, WorkError
 from deltatune.files import (
     replace_folder_atomically,
     write_json_atomically,
@@ -130,7 +130,7 @@ def _work(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> R
         raise
     except torch.OutOfMemoryError as error:
         training = plan.recipe.training
-        raise WorkError(
+        raise OutOfMemory(
             f"the device ran out of memory at training.batch_size={training.batch_size} "
             f"and max_length={training.max_length}: halve the batch size and double "
             f"training.accumulation, in another output folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,13 @@ class Terms:
         if self.sweep:
             return math.prod(map(len, self.sweep.values())) * len(self.seeds)
         return self.trials * (self.trials > 1) + len(self.seeds)
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Return the settings of every cell of the sweep, the last field moving fastest."""
+        if not self.sweep:
+            return []
+        cells = itertools.product(*self.sweep.values())
+        return [dict(zip(self.sweep, values, strict=True)) for values in cells]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""

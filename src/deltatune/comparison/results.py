@@ -1,0 +1,333 @@
+"""From the folders of finished runs to `comparison.json`: columns, intervals, ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltatune.comparison import columns
+from deltatune.comparison.comparison_plan import RATE, ComparisonPlan
+from deltatune.comparison.environment import environment
+from deltatune.comparison.evaluation import lower_is_better
+from deltatune.comparison.item_scores import item_scores
+from deltatune.comparison.jobs import Job, Outcome
+from deltatune.comparison.significance import (
+    Difference,
+    Table,
+    compare_pair,
+    compare_pairs,
+    ranks,
+)
+from deltatune.run_folder import RunFolder
+
+__all__ = ["Ended", "chosen_rate", "ended", "record"]
+
+FORMAT = 1
+LOSS_POINTS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A job and what is left of it.
+
+    Args:
+        job: the run.
+        outcome: how it ended.
+        folder: of the run.
+    """
+
+    job: Job
+    outcome: Outcome
+    folder: RunFolder
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a score."""
+        return self.outcome.status == "finished"
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The evaluation after training, of a finished run."""
+        after: dict[str, Any] = self.folder.read(self.folder.evaluation)["after"]
+        return after
+
+    @property
+    def score(self) -> float:
+        """The headline of a finished run."""
+        return float(self.evaluation["metrics"][self.evaluation["headline"]])
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the job."""
+        return float(self.job.settings[RATE])
+
+
+def ended(runs: Path, jobs: Sequence[Job]) -> list[Ended]:
+    """Read how jobs ended."""
+    return [
+        Ended(job=job, outcome=Outcome.of(runs, job), folder=RunFolder(runs / job.name))
+        for job in jobs
+    ]
+
+
+def chosen_rate(trials: Sequence[Ended]) -> float | None:
+    """Return the learning rate with the best validation score, of equal ones the lowest.
+
+    None where no trial finished.
+    """
+    finished = sorted((one for one in trials if one.is_finished), key=lambda one: one.rate)
+    if not finished:
+        return None
+    sign = -1.0 if lower_is_better(finished[0].evaluation["headline"]) else 1.0
+    return max(finished, key=lambda one: sign * one.score).rate
+
+
+def record(
+    plan: ComparisonPlan, everything: Sequence[Ended], notes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the content of `comparison.json`.
+
+    Args:
+        plan: of the comparison.
+        everything: every job that was planned, ended or not.
+        notes: of the plan and the data.
+    """
+    finals = {
+        one.name: [e for e in everything if e.job.recipe == one.name and e.job.kind == "final"]
+        for one in plan.contestants
+    }
+    whole = {
+        name: jobs for name, jobs in finals.items() if jobs and all(e.is_finished for e in jobs)
+    }
+    first = next((e.evaluation for e in everything if e.is_finished), None)
+    headline = first["headline"] if first else ""
+    higher = not lower_is_better(headline)
+    tables, of_what = _tables(whole)
+    sign = 1.0 if higher else -1.0
+    pairs = compare_pairs({name: sign * table for name, table in tables.items()})
+    places = ranks(list(tables), pairs)
+    all_notes = list(notes)
+    if of_what not in ("", headline):
+        all_notes.append(f"recipes are compared by {of_what}: {headline} belongs to no single item")
+    all_notes += sorted({note for e in everything if (note := _energy_note(e.outcome))})
+    names = ", ".join(one.name for one in plan.contestants)
+    return {
+        "format": FORMAT,
+        "title": f"{names} on {plan.request.data} with {plan.request.model}",
+        "model": str(plan.request.model),
+        "data": str(plan.request.data),
+        "task": plan.request.task,
+        "metric": headline,
+        "higher_is_better": higher,
+        "chance": first and first["chance"],
+        "ceiling": first and first["ceiling"],
+        **plan.terms.to_dict(),
+        "columns": columns.columns_for(headline, higher_is_better=higher),
+        "recipes": [
+            _recipe(plan, one.name, finals[one.name], everything, tables, places)
+            for one in plan.contestants
+        ],
+        "runs": [_run(plan, e) for e in everything],
+        "differences": [_plain(_turned(pair, sign)) for pair in pairs],
+        "sweep": _sweep(plan, everything),
+        "plan": {
+            "jobs": [e.job.to_dict() for e in everything],
+            "predicted": {
+                name: {
+                    "seconds": expected.seconds * plan.terms.runs,
+                    "memory_bytes": expected.memory_bytes,
+                }
+                for name, expected in plan.expected.items()
+            },
+            "expected": {n: dataclasses.asdict(one) for n, one in plan.expected.items()},
+            "lines": list(notes),
+        },
+        "environment": environment(),
+        "notes": all_notes,
+    }
+
+
+def _energy_note(outcome: Outcome) -> str:
+    source = outcome.measured.get("energy_source", "")
+    what = outcome.measured.get("energy_measured", "")
+    return f"energy: {source}" + (f", {what}" if what else "") if source else ""
+
+
+def _tables(finals: Mapping[str, Sequence[Ended]]) -> tuple[dict[str, Table], str]:
+    """Return the items' scores of every recipe, `(seeds, items)`, and what they are."""
+    tables, what = {}, ""
+    for name, jobs in finals.items():
+        rows = []
+        for one in jobs:
+            scores, what = item_scores(one.evaluation)
+            rows.append(scores)
+        tables[name] = np.stack(rows)
+    return tables, what
+
+
+def _recipe(
+    plan: ComparisonPlan,
+    name: str,
+    finals: Sequence[Ended],
+    everything: Sequence[Ended],
+    tables: Mapping[str, Table],
+    places: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return one recipe's line."""
+    finished = [one for one in finals if one.is_finished]
+    trials = [one for one in everything if one.job.recipe == name and one.job.kind == "trial"]
+    own = next(one for one in plan.contestants if one.name == name)
+    return {
+        "name": name,
+        "status": "finished" if finished else "failed",
+        "learning_rate": finished[0].rate if finished else None,
+        "rank": places.get(name),
+        "columns": _statistics(plan, finished, tables.get(name)) if finished else {},
+        "notes": _recipe_notes(finals, trials),
+        "recipe": own.recipe.to_plain(),
+    }
+
+
+def _recipe_notes(finals: Sequence[Ended], trials: Sequence[Ended]) -> list[str]:
+    notes = []
+    rates = [one.rate for one in trials]
+    rate = chosen_rate(trials)
+    for edge, word in ((min, "smallest"), (max, "largest")):
+        if len(rates) > 1 and rate == edge(rates):
+            notes.append(f"its best learning rate, {rate:g}, is the {word} that was tried")
+    if trials and rate is None:
+        notes.append("no trial of a learning rate finished")
+    for one in (*trials, *finals):
+        if not one.is_finished and one.outcome.status != "waiting":
+            ended_so = f"{one.job.name} {one.outcome.status}: {one.outcome.message}"
+            notes.append(ended_so)
+    lost = sum(not one.is_finished for one in finals)
+    if 0 < lost < len(finals):
+        notes.append(f"{lost} of {len(finals)} final runs did not finish: it has no rank")
+    told = {one.outcome.measured.get("forgetting_note") for one in finals if one.is_finished}
+    return notes + sorted(note for note in told if note)
+
+
+def _statistics(
+    plan: ComparisonPlan, finished: Sequence[Ended], table: Table | None
+) -> dict[str, Any]:
+    """Return each column's mean, spread and values over the seeds, the score's with an interval."""
+    of_runs = [_columns(plan, one) for one in finished]
+    found: dict[str, Any] = {}
+    for column in columns.COLUMNS:
+        values = [run[column.name] for run in of_runs]
+        known = [value for value in values if value is not None]
+        if known:
+            found[column.name] = {
+                "mean": statistics.mean(known),
+                "spread": statistics.stdev(known) if len(known) > 1 else None,
+                "low": None,
+                "high": None,
+                "values": values,
+            }
+    if table is not None and len(table) > 1:
+        found["score"] |= _interval(table, found["score"]["mean"])
+    return found
+
+
+def _interval(table: Table, score: float) -> dict[str, float | None]:
+    """Return the interval of a score; none where it is not the mean of what belongs to items."""
+    if not math.isclose(float(table.mean()), score, rel_tol=1e-6, abs_tol=1e-9):
+        return {}
+    against = {"score": table, "zero": np.zeros_like(table)}
+    found = compare_pair("score", "zero", against)
+    return {"low": _finite(found.low), "high": _finite(found.high)}
+
+
+def _columns(plan: ComparisonPlan, one: Ended) -> dict[str, float | None]:
+    costs = one.folder.read(one.folder.costs)
+    expected = plan.expected[one.job.recipe]
+    ratio = costs["micro_batch_flops_predicted_to_counted_ratio"]
+    others = {
+        **one.outcome.measured,
+        "flops": expected.flops,
+        "predicted_flops": expected.flops * ratio,
+        "predicted_memory_bytes": expected.memory_bytes,
+        "predicted_seconds": expected.seconds,
+    }
+    return columns.of_run(one.evaluation, costs, others)
+
+
+def _run(plan: ComparisonPlan, one: Ended) -> dict[str, Any]:
+    """Return one run's line."""
+    job = one.job
+    return {
+        "name": job.name,
+        "recipe": job.recipe,
+        "kind": job.kind,
+        "learning_rate": job.settings.get(RATE),
+        "seed": job.seed,
+        "settings": dict(job.settings),
+        "scored_on": job.scored_on,
+        "status": one.outcome.status,
+        "message": one.outcome.message,
+        "score": one.score if one.is_finished else None,
+        "losses": _losses(one.folder),
+        "columns": _columns(plan, one) if one.is_finished else {},
+        "measured": dict(one.outcome.measured),
+    }
+
+
+def _losses(folder: RunFolder) -> list[list[float | None]]:
+    """Return step and loss, of long runs means over equal parts."""
+    rows = folder.read_metrics()
+    stride = max(-(-len(rows) // LOSS_POINTS), 1)
+    points: list[list[float | None]] = []
+    for start in range(0, len(rows), stride):
+        part = rows[start : start + stride]
+        loss = statistics.mean(row["loss"] for row in part)
+        points.append([part[-1]["step"], _finite(loss)])
+    return points
+
+
+def _turned(pair: Difference, sign: float) -> Difference:
+    """Give a difference the direction of the metric, where lower is better."""
+    if sign > 0:
+        return pair
+    return dataclasses.replace(pair, mean=-pair.mean, low=-pair.high, high=-pair.low)
+
+
+def _plain(pair: Difference) -> dict[str, Any]:
+    values = dataclasses.asdict(pair)
+    return {
+        **{k: v if isinstance(v, str) else _finite(v) for k, v in values.items()},
+        "is_significant": pair.is_significant,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _sweep(plan: ComparisonPlan, everything: Sequence[Ended]) -> dict[str, Any] | None:
+    """Return the grid of scores, means over the seeds, the second field downwards."""
+    if not plan.terms.sweep:
+        return None
+    fields, values = list(plan.terms.sweep), [list(v) for v in plan.terms.sweep.values()]
+    columns_, rows = values[0], values[1] if len(values) > 1 else [None]
+    cells, messages = [], []
+    for y in range(len(rows)):
+        of_cells = [_cell(everything, x * len(rows) + y) for x in range(len(columns_))]
+        cells.append([score for score, _ in of_cells])
+        messages.append([message for _, message in of_cells])
+    return {"fields": fields, "values": values, "cells": cells, "messages": messages}
+
+
+def _cell(everything: Sequence[Ended], number: int) -> tuple[float | None, str]:
+    own = [one for one in everything if one.job.number == number]
+    lost = [one for one in own if not one.is_finished]
+    if lost:
+        return None, f"{lost[0].outcome.status}: {lost[0].outcome.message}"
+    return statistics.mean(one.score for one in own), ""

@@ -1,0 +1,165 @@
+"""One run of a comparison in a process of its own: `python -m deltatune.comparison.worker ORDER`.
+
+A process of its own, because on a CPU memory is that of the process, and because what crashes or is
+killed must not take the others with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deltatune.comparison.calibration_error import expected_calibration_error
+from deltatune.comparison.energy import EnergyMeter
+from deltatune.comparison.forgetting import forgetting
+from deltatune.comparison.jobs import Job, Outcome
+from deltatune.errors import DeltatuneError, Diverged, Interrupted, OutOfMemory
+from deltatune.files import write_json_atomically
+from deltatune.recipe import from_plain
+from deltatune.run import finetune
+from deltatune.run_folder import RunFolder
+
+__all__ = ["Order"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """All that a process needs to know to do one run.
+
+    Args:
+        job: the run.
+        recipe: in its plain form, the job's settings in it.
+        runs: folder of all runs of the comparison.
+        model: as for `finetune`.
+        data: a name or path.
+        columns: as for `finetune`.
+        task: as for `finetune`.
+        metric: as for `finetune`.
+        allow_remote_code: as for `finetune`.
+        forgetting_data: name or path of what the base could do; empty for the base's own.
+        grid_intensity: kilograms of CO2e for a kilowatt-hour; None where nobody said.
+    """
+
+    job: Job
+    recipe: Mapping[str, Any]
+    runs: str
+    model: str
+    data: str
+    columns: Mapping[str, str] | None
+    task: str | None
+    metric: str
+    allow_remote_code: bool
+    forgetting_data: str
+    grid_intensity: float | None
+
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of the run itself."""
+        return RunFolder(Path(self.runs) / self.job.name)
+
+    @property
+    def path(self) -> Path:
+        """Where the order lies."""
+        return Path(self.runs) / f"{self.job.name}.order.json"
+
+    @property
+    def log(self) -> Path:
+        """Where the run's output goes."""
+        return Path(self.runs) / f"{self.job.name}.log"
+
+    def save(self) -> None:
+        """Write it for the process."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        write_json_atomically(self.path, {**plain, "job": self.job.to_dict()})
+
+    @classmethod
+    def load(cls, path: Path) -> Order:
+        """Read what `save` wrote."""
+        plain = RunFolder(path.parent).read(path)
+        return cls(**{**plain, "job": Job(**plain["job"])})
+
+
+def work(order: Order) -> Outcome:
+    """Train, or take the finished run, and measure what its folder does not hold.
+
+    Raises:
+        Interrupted: the process was asked to stop; the run can go on.
+    """
+    with EnergyMeter(grid_intensity=order.grid_intensity) as energy:
+        try:
+            if not order.folder.is_finished:
+                _train(order)
+        except Interrupted:
+            raise
+        except Diverged as error:
+            return Outcome(status="diverged", message=str(error))
+        except OutOfMemory as error:
+            return Outcome(status="out of memory", message=str(error))
+        except DeltatuneError as error:
+            return Outcome(status="failed", message=str(error))
+    result = order.folder.read(order.folder.evaluation)
+    if result.get("collapse"):
+        return Outcome(status="diverged", message=result["collapse"])
+    measured = {
+        **energy.to_dict(),
+        "calibration_error": expected_calibration_error(result["after"]["items"]),
+        **(_forgetting(order) if order.job.kind == "final" else {}),
+    }
+    return Outcome(status="finished", measured=measured)
+
+
+def _train(order: Order) -> None:
+    finetune(
+        order.model,
+        order.data,
+        from_plain(order.recipe),
+        output=order.folder.path,
+        columns=order.columns,
+        task=order.task,
+        metric=order.metric,
+        scored_on=order.job.scored_on,
+        allow_remote_code=order.allow_remote_code,
+        resume=order.folder.recipe.is_file(),
+        console=Console(stderr=True, width=120),
+    )
+
+
+def _forgetting(order: Order) -> dict[str, Any]:
+    found = forgetting(order.folder.path, order.forgetting_data or None)
+    return {
+        "forgetting": found.rise,
+        "forgetting_note": found.reason,
+        "forgetting_data": found.data,
+    }
+
+
+def main() -> None:
+    """Do the run whose order is given, and write how it ended."""
+    order = Order.load(Path(sys.argv[1]))
+    threading.Thread(target=_stop_when_alone, args=(os.getppid(),), daemon=True).start()
+    try:
+        outcome = work(order)
+    except Interrupted as error:
+        raise SystemExit(str(error)) from None
+    outcome.save(Path(order.runs), order.job)
+
+
+def _stop_when_alone(parent: int) -> None:
+    """Stop when the comparison is gone: called again, it would train in the same folder."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
