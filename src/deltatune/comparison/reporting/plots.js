@@ -176,7 +176,7 @@
     if (!plot) return;
     const colours = theme();
     const longest = Math.max(...data.losses.map((one) => one.name.length));
-    const perLine = Math.max(1, Math.floor(plot.clientWidth / (60 + 7.5 * longest)));
+    const perLine = Math.max(1, Math.floor(plot.clientWidth / (80 + 7.5 * longest)));
     const below = 22 * Math.ceil(data.losses.length / perLine);
     const margin = { l: 50, r: 20, t: 35, b: 75 + below };
     Plotly.react(plot, lossTraces(data.losses, element("every-run").checked),

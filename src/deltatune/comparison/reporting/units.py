@@ -82,7 +82,7 @@ def unit_of(column: Column, values: Iterable[float | None]) -> Unit:
     """Return the unit in which the largest of the values reads well.
 
     >>> unit_of(Column(name="adapter_bytes"), [3 * 2**20, 12.0])
-    Unit(divisor=1048576, name='MiB')
+    Unit(divisor=1048576, name='MiB', digits=None)
     """
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     for ending, steps in ENDINGS:
