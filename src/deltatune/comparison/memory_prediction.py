@@ -23,10 +23,11 @@ def predicted_memory_bytes(plan: Plan) -> int | None:
         values that train and are no part of the base + their gradients + the optimizer's state
         + what the heaviest micro-batch keeps for its backward pass
 
-    A ceiling of tensors that stay, and no more: left out are what an operation needs only while it
-    runs, and what the process itself needs to train (threads, code that is loaded late, memory that
-    the allocator does not give back), which a resident set on a CPU counts too. Accumulation
-    changes nothing: micro-batches come one after the other.
+    The sum of the tensors that outlive the operation that made them. Left out is what an operation
+    needs only while it runs, which was a tenth more for `nano`, and what a process needs beside
+    tensors (code that is loaded late, memory that its allocator keeps), which the resident set of a
+    CPU counts too: there the prediction is a floor. Accumulation changes nothing: micro-batches
+    come one after the other.
 
     Args:
         plan: of the run.
