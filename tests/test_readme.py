@@ -13,15 +13,17 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_readme_tables_are_what_the_code_declares():
     text = README.read_text(encoding="utf-8")
-    assert readme_tables.filled(text) == text, "run 'make table'"
+    assert readme_tables.filled(text, README.parent) == text, "run 'make table'"
     assert "| efficientft |" in text
 
 
 def test_table_needs_its_markers():
     with pytest.raises(InputError, match="has no line"):
-        readme_tables.filled("no markers here")
+        readme_tables.filled("no markers here", README.parent)
     with pytest.raises(InputError, match="has no line '<!-- /tasks -->' behind"):
-        readme_tables.filled("<!-- tasks: made by make table, checked by the tests -->")
+        readme_tables.filled(
+            "<!-- tasks: made by make table, checked by the tests -->", README.parent
+        )
 
 
 def test_readme_s_composed_recipe_is_one():

@@ -1,16 +1,19 @@
-"""The tables of the README, each between two markers, made from what the code declares."""
+"""The tables of the README, each between two markers, made from code and measured figures."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from deltatune import catalogue, offline_catalogue
 from deltatune.errors import InputError
 from deltatune.files import write_text_atomically
+from deltatune.markdown_table import markdown_table
 
-__all__ = ["TABLES", "filled"]
+__all__ = ["MEASURED", "TABLES", "filled"]
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "recipes": catalogue.markdown,
@@ -19,13 +22,41 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
+def _offline_tasks(result: Mapping[str, Any]) -> str:
+    """Return what `benchmarks/offline_tasks` measured; means, with the spread over the seeds."""
+    figures = result["figures"]
+    names = [key.removesuffix("_untuned") for key in figures if key.endswith("_untuned")]
+
+    def cells(name: str) -> list[str]:
+        mean = {key: figures[f"{name}_{key}"] for key in ("chance", "untuned", "ceiling")}
+        tuned = [
+            f"{figures[f'{name}_{recipe}']:.3f} ± {figures[f'{name}_{recipe}_spread']:.3f}"
+            for recipe in ("efficientft", "full")
+        ]
+        bounds = [f"{mean[key]:.3g}" for key in ("chance", "untuned")]
+        return [name.replace("_", "-"), *bounds, *tuned, f"{mean['ceiling']:.3g}"]
+
+    headings = ("task", "chance", "untuned", "efficientft", "full tuning", "ceiling")
+    return markdown_table(headings, [cells(name) for name in names])
+
+
+# name -> where the figures lie, from the README on, and what makes a table of them
+MEASURED: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "offline-tasks": ("benchmarks/offline_tasks/result.json", _offline_tasks),
+}
+
+
+def filled(text: str, root: Path) -> str:
     """Return a README's text with every table between its markers made anew.
+
+    Args:
+        text: of the README.
+        root: the folder that it lies in.
 
     Raises:
         InputError: a marker has no other behind it, or the text has none.
     """
-    found = [name for name in TABLES if _begin(name) in text]
+    found = [name for name in (*TABLES, *MEASURED) if _begin(name) in text]
     if not found:
         raise InputError(f"the text has no line {_begin('recipes')!r}: add it and its end")
     for name in found:
@@ -33,8 +64,15 @@ def filled(text: str) -> str:
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not end:
             raise InputError(f"the text has no line '<!-- /{name} -->' behind {begin!r}: add it")
-        text = f"{before}{begin}\n{TABLES[name]()}\n{end}{after}"
+        text = f"{before}{begin}\n{_table(name, root)}\n{end}{after}"
     return text
+
+
+def _table(name: str, root: Path) -> str:
+    if name in TABLES:
+        return TABLES[name]()
+    place, made = MEASURED[name]
+    return made(json.loads((root / place).read_text(encoding="utf-8")))
 
 
 def _begin(name: str) -> str:
@@ -43,4 +81,4 @@ def _begin(name: str) -> str:
 
 if __name__ == "__main__":
     readme = Path(sys.argv[1])
-    write_text_atomically(readme, filled(readme.read_text(encoding="utf-8")))
+    write_text_atomically(readme, filled(readme.read_text(encoding="utf-8"), readme.parent))
