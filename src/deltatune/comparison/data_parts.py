@@ -25,14 +25,14 @@ class DataParts:
     Args:
         source: a name or path with a training, a validation and a test part.
         columns: column role -> column name, or None to guess.
-        task: of the data, or None to guess.
+        task: of the data.
         examples: what is loaded from it.
         notes: which parts were split off.
     """
 
     source: str
     columns: Mapping[str, str] | None
-    task: str | None
+    task: str
     examples: Examples
     notes: tuple[str, ...]
 
@@ -58,7 +58,7 @@ def data_parts(
     found = load(source, columns=columns, task=task, validation_fraction=0, seed=SEED)
     if {"validation", "test"} <= set(found.splits) and isinstance(source, str | Path):
         return DataParts(
-            source=str(source), columns=columns, task=task, examples=found, notes=found.notes
+            source=str(source), columns=columns, task=found.task, examples=found, notes=found.notes
         )
     parts, notes = _three(found)
     kept = datasets.DatasetDict({name: _with_names(rows, found) for name, rows in parts.items()})

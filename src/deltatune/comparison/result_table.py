@@ -10,10 +10,8 @@ from rich.table import Table
 __all__ = ["result_table"]
 
 SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("trainable_parameters", "parameters", lambda number: f"{number:,.0f}"),
-    ("median_step_seconds", "ms a step", lambda number: f"{1000 * number:,.0f}"),
+    ("median_step_seconds", "ms/step", lambda number: f"{1000 * number:,.0f}"),
     ("peak_memory_above_base_bytes", "MiB", lambda number: f"{number / 2**20:,.0f}"),
-    ("forgetting", "forgetting", lambda number: f"{number:+.3f}"),
 )
 
 
@@ -25,9 +23,9 @@ def result_table(record: Mapping[str, Any]) -> Table:
     """
     shown = Table(title=record["metric"] or "nothing finished", title_justify="left")
     shown.add_column("rank", justify="right")
-    shown.add_column("recipe")
+    shown.add_column("recipe", overflow="fold")
     for heading in ("score", "95 % interval", "rate", *(title for _, title, _ in SHOWN)):
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", no_wrap=True)
     sign = -1 if record["higher_is_better"] else 1
 
     def place(one: Mapping[str, Any]) -> tuple[bool, float, float]:
@@ -46,7 +44,7 @@ def _row(one: Mapping[str, Any]) -> list[str]:
         return ["", one["name"], one["status"]]
     found = one["columns"]
     score = found["score"]
-    interval = "" if score["low"] is None else f"{score['low']:.4f} to {score['high']:.4f}"
+    interval = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
     others = [written(found[name]["mean"]) if found.get(name) else "" for name, _, written in SHOWN]
     rank = "" if one["rank"] is None else str(one["rank"])
     return [

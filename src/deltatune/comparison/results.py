@@ -243,7 +243,10 @@ def _interval(table: Table, score: float) -> dict[str, float | None]:
         return {}
     against = {"score": table, "zero": np.zeros_like(table)}
     found = compare_pair("score", "zero", against)
-    return {"low": _finite(found.low), "high": _finite(found.high)}
+    low, high = found.low, found.high
+    if 0 <= table.min() and table.max() <= 1:  # a share of items: two seeds say little, not more
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {"low": _finite(low), "high": _finite(high)}
 
 
 def _columns(plan: ComparisonPlan, one: Ended) -> dict[str, float | None]:

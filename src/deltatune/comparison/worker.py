@@ -23,7 +23,7 @@ from deltatune.comparison.calibration_error import expected_calibration_error
 from deltatune.comparison.energy import EnergyMeter
 from deltatune.comparison.forgetting import forgetting
 from deltatune.comparison.jobs import Job, Outcome
-from deltatune.errors import DeltatuneError, Diverged, Interrupted, OutOfMemory
+from deltatune.errors import DeltatuneError, Diverged, InputError, Interrupted, OutOfMemory
 from deltatune.files import write_json_atomically
 from deltatune.recipe import from_plain
 from deltatune.run import finetune
@@ -135,7 +135,10 @@ def _train(order: Order) -> None:
 
 
 def _forgetting(order: Order) -> dict[str, Any]:
-    found = forgetting(order.folder.path, order.forgetting_data or None)
+    try:
+        found = forgetting(order.folder.path, order.forgetting_data or None)
+    except InputError as error:  # data that this base cannot read: the run itself is done
+        return {"forgetting": None, "forgetting_note": str(error)}
     return {
         "forgetting": found.rise,
         "forgetting_note": found.reason,
