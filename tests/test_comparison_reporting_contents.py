@@ -39,6 +39,13 @@ def one_seed() -> dict[str, Any]:
     return {**content, "seeds": [0], "sweep": None}
 
 
+def only_nulls() -> dict[str, Any]:
+    content: dict[str, Any] = {name: None for name in record(("a",))}
+    rows = [{name: None for name in record(("a",))["recipes"][0]} | {"name": "a"}]
+    runs = [{name: None for name in record(("a",))["runs"][0]} | {"name": "a-1", "recipe": "a"}]
+    return {**content, "format": 1, "recipes": rows, "runs": runs}
+
+
 def only_failures() -> dict[str, Any]:
     content = record(("a", "b"))
     content["recipes"] = [failed_recipe("a"), failed_recipe("b")]
@@ -61,11 +68,12 @@ def only_a_sweep() -> dict[str, Any]:
     ("content", "drawn"),
     [
         ({"format": 1}, set()),
+        (only_nulls(), set()),
         (one_seed(), {"pareto", "losses", "intervals"}),
         (only_failures(), set()),
         (only_a_sweep(), {"heatmap"}),
     ],
-    ids=["nothing", "one seed", "only failures", "only a sweep"],
+    ids=["nothing", "only nulls", "one seed", "only failures", "only a sweep"],
 )
 def test_reports_are_made_from_whatever_is_there(
     content: dict[str, Any], drawn: set[str], tmp_path: Path

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from deltatune.errors import InputError
 
@@ -39,6 +39,14 @@ Better = Literal["higher", "lower", ""]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """Take null for what is left out: both mean that it is not known."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Column(_Part):
@@ -117,7 +125,7 @@ class SweepGrid(_Part):
     fields: tuple[str, ...]
     values: tuple[tuple[Any, ...], ...]
     cells: tuple[tuple[Number, ...], ...]
-    messages: tuple[tuple[str, ...], ...] = ()
+    messages: tuple[tuple[str | None, ...], ...] = ()
 
     def place(self, y: int, x: int) -> str:
         """Return the values that a cell stands for."""

@@ -99,7 +99,7 @@
       .filter((value) => value !== null);
     const all = [...own, ...limitsOf(data.scores).map((limit) => limit[1])];
     const width = (values) => Math.max(...values) - Math.min(...values);
-    element("limits").checked = width(own) === 0 || width(all) < 5 * width(own);
+    element("limits").checked = width(own) === 0 || width(all) < 3 * width(own);
   }
 
   function drawScores() {
@@ -177,7 +177,7 @@
     const colours = theme();
     const longest = Math.max(...data.losses.map((one) => one.name.length));
     const perLine = Math.max(1, Math.floor(plot.clientWidth / (80 + 7.5 * longest)));
-    const below = 22 * Math.ceil(data.losses.length / perLine);
+    const below = 30 * Math.ceil(data.losses.length / perLine);
     const margin = { l: 50, r: 20, t: 35, b: 75 + below };
     Plotly.react(plot, lossTraces(data.losses, element("every-run").checked),
       layout(plot, colours, {

@@ -89,7 +89,7 @@ def _best_cell(comparison: Comparison, sweep: SweepGrid) -> str:
         return "No run of the sweep finished."
     best = max(score for score, _, _ in scores)
     places = [sweep.place(y, x) for score, y, x in scores if score == best]
-    return f"The best of the sweep is {sign * best:.3f}, with {listed(places, 2)}."
+    return f"The best of the sweep is {sign * best:.3f}, with {listed(places, 1)}."
 
 
 def _best(comparison: Comparison, ranked: Sequence[RecipeRow]) -> str:

@@ -29,7 +29,7 @@ FLOPS: Steps = (
     (1e15, 1e15, "PFLOPs"),
 )
 ENERGY: Steps = ((0, 1e-6, "mWh"), (1e-3, 1e-3, "Wh"), (1, 1, "kWh"))
-MASS: Steps = ((0, 1e-6, "mg CO2e"), (1e-3, 1e-3, "g CO2e"), (1, 1, "kg CO2e"))
+MASS: Steps = ((0, 1e-6, "mg"), (1e-3, 1e-3, "g"), (1, 1, "kg"))
 
 # The columns' names are fixed and end in what they count.
 ENDINGS: tuple[tuple[str, Steps], ...] = (
