@@ -129,6 +129,13 @@ def test_outcome_says_when_recipes_tie_and_when_one_seed_cannot_tell() -> None:
     assert "it takes two seeds at least" in outcome(comparison(one_seed()))
 
 
+def test_outcome_names_the_recipes_whose_interval_reaches_chance() -> None:
+    content = record(("a", "b"), with_failures=False)
+    assert "chance" not in outcome(comparison(content))
+    content["recipes"][1]["columns"]["score"]["low"] = 0.1
+    assert "Not above chance: b." in outcome(comparison(content))
+
+
 def test_summary_tells_budget_seeds_and_limits_in_words() -> None:
     said = what_was_compared(comparison(record()))
     assert "12 recipes trained deltatune/nano on deltatune/boxes (completion)." in said

@@ -70,11 +70,25 @@ def outcome(comparison: Comparison) -> str:
     ranked = [row for row in rows if row.rank is not None]
     failed = [row.name for row in rows if row.status == "failed"]
     said = [_best(comparison, ranked) if ranked else "No recipe has a rank."]
+    chance = [row.name for row in ranked if _is_at_chance(comparison, row)]
+    if chance:
+        said.append(f"Not above chance: {listed(chance)}.")
     if failed:
         said.append(f"No final run of {listed(failed)} finished.")
     if comparison.sweep is not None:
         said.append(_best_cell(comparison, comparison.sweep))
     return " ".join(said)
+
+
+def _is_at_chance(comparison: Comparison, row: RecipeRow) -> bool:
+    """Return whether chance lies in the interval of a recipe or beyond it, or beyond its mean."""
+    found = row.statistics("score")
+    end = found.low if comparison.higher_is_better else found.high
+    worst = found.mean if end is None else end
+    if comparison.chance is None or worst is None:
+        return False
+    sign = 1.0 if comparison.higher_is_better else -1.0
+    return sign * worst <= sign * comparison.chance
 
 
 def _best_cell(comparison: Comparison, sweep: SweepGrid) -> str:
