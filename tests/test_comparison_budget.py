@@ -63,6 +63,7 @@ def test_terms_count_the_runs_that_share_a_budget():
         ({"seeds": (-1,)}, "from 0 up"),
         ({"trials": 0}, "trials=0 is not allowed"),
         ({"sweep": {"rank": []}}, "sweep of 'rank' has no values"),
+        ({"sweep": {"training.steps": [1]}}, "'training.steps' cannot be swept: the budget"),
         ({"sweep": {"a": [1], "b": [1], "c": [1]}}, "3 fields are swept"),
     ],
 )

@@ -37,6 +37,17 @@ def test_contestants_share_what_decides_how_much_a_run_sees():
     assert contestants({"warm": warm}, shared)[0].recipe.training.warmup == 0.3
 
 
+def test_contestant_takes_parameters_of_its_recipe_for_one_run():
+    (one,) = contestants("efficientft:host=dora", {"training.batch_size": 2})
+    made = one.at({"value_learning_rate": 0.02, "value_learning_rate_ratio": 8, "training.seed": 5})
+    assert made.optimizer.learning_rate == pytest.approx(0.0025)
+    assert made.delta.use_dora
+    assert (made.training.seed, made.training.batch_size) == (5, 2)
+    scaled = one.at({"optimizer.learning_rate": 0.5})
+    assert scaled.optimizer.learning_rate == 0.5
+    assert scaled.update == one.recipe.update
+
+
 @pytest.mark.parametrize(
     ("trials", "factors"), [(1, [0]), (2, [0, 1]), (3, [-1, 0, 1]), (4, [-1, 0, 1, 2])]
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -44,13 +44,22 @@ class Contestant:
 
     Args:
         name: tells it from the others, in tables and in names of files.
-        recipe: with the shared settings.
+        source: a recipe, or a name or path to read one from.
+        assignments: parameters and fields that were given with it.
+        training: the settings that all share, and others.
         notes: what of its own settings was replaced.
     """
 
     name: str
-    recipe: Recipe
+    source: Any
+    assignments: Mapping[str, Any]
+    training: Training
     notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The recipe with the shared settings."""
+        return self.at({})
 
     @property
     def learning_rate(self) -> float:
@@ -72,8 +81,18 @@ class Contestant:
         ]
 
     def at(self, settings: Mapping[str, Any]) -> Recipe:
-        """Return the recipe of one run."""
-        return self.recipe.with_fields(settings)
+        """Return the recipe of one run: parameters of the recipe and fields replaced.
+
+        Raises:
+            InputError: it has no such parameter or field.
+        """
+        of_run = {path: value for path, value in settings.items() if path.startswith("training.")}
+        own = {path: value for path, value in settings.items() if path not in of_run}
+        made = _made(self.source, {**self.assignments, **own})
+        same = {field: getattr(self.training, field) for field in SHARED}
+        return dataclasses.replace(
+            made, training=dataclasses.replace(made.training, **same)
+        ).with_fields(of_run)
 
 
 def contestants(given: Given, shared: Mapping[str, Any]) -> list[Contestant]:
@@ -141,23 +160,24 @@ def _with_name(item: Any) -> tuple[str, Any]:
 
 
 def _contestant(name: str, source: Any, training: Training) -> Contestant:
+    assignments: dict[str, Any] = {}
     try:
-        recipe = source if isinstance(source, Recipe) else _read(str(source))
+        if not isinstance(source, Recipe):
+            source, assignments = _taken_apart(str(source))
+        own = _made(source, assignments).training
     except InputError as error:
         raise type(error)(f"recipe {name!r}: {error}") from error
-    own, notes = recipe.training, []
-    usual = Training()
+    notes, usual = [], Training()
     for field in SHARED:
         theirs, all_have = getattr(own, field), getattr(training, field)
         if field not in OF_BUDGET and theirs not in (all_have, getattr(usual, field)):
             notes.append(f"training.{field}={theirs} of its own is {all_have} here, as for all")
-    same = dataclasses.replace(own, **{field: getattr(training, field) for field in SHARED})
     return Contestant(
-        name=name, recipe=dataclasses.replace(recipe, training=same), notes=tuple(notes)
+        name=name, source=source, assignments=assignments, training=training, notes=tuple(notes)
     )
 
 
-def _read(text: str) -> Recipe:
+def _taken_apart(text: str) -> tuple[str, dict[str, Any]]:
     source, *options = text.split(":")
     assignments = {}
     for option in options:
@@ -167,5 +187,10 @@ def _read(text: str) -> Recipe:
                 f"{option!r} has no '=': write RECIPE:FIELD=VALUE, for example lora:delta.rank=4"
             )
         assignments[field.strip()] = yaml.safe_load(value)
-    source = source.strip()
-    return read(Path(source) if Path(source).suffix in (".yaml", ".yml") else source, assignments)
+    return source.strip(), assignments
+
+
+def _made(source: Any, assignments: Mapping[str, Any]) -> Recipe:
+    if isinstance(source, Recipe):
+        return source.with_fields(assignments)
+    return read(source, assignments)

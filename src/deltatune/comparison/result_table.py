@@ -16,12 +16,15 @@ SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def result_table(record: Mapping[str, Any]) -> Table:
-    """Return the recipes in the order of their ranks and scores, what failed last.
+    """Return the recipes in the order of their ranks and scores, what failed last; or the sweep.
 
     Args:
         record: the content of `comparison.json`.
     """
-    shown = Table(title=record["metric"] or "nothing finished", title_justify="left")
+    title = record["metric"] or "nothing finished"
+    shown = Table(title=title, title_justify="left")
+    if record["sweep"]:
+        return _grid(record["sweep"], shown)
     shown.add_column("rank", justify="right")
     shown.add_column("recipe", overflow="fold")
     for heading in ("score", "95 % interval", "rate", *(title for _, title, _ in SHOWN)):
@@ -55,3 +58,20 @@ def _row(one: Mapping[str, Any]) -> list[str]:
         f"{one['learning_rate']:g}",
         *others,
     ]
+
+
+def _grid(sweep: Mapping[str, Any], shown: Table) -> Table:
+    """Return the scores of a sweep, the first field to the right and the second downwards."""
+    across, *downwards = sweep["fields"]
+    values, *rows = sweep["values"]
+    shown.add_column(" \\ ".join([*downwards, across]), justify="right")
+    for value in values:
+        shown.add_column(f"{value}", justify="right")
+    names = [f"{value}" for value in rows[0]] if rows else [""]
+    for name, cells, messages in zip(names, sweep["cells"], sweep["messages"], strict=True):
+        scores = [
+            message.partition(":")[0] if cell is None else f"{cell:.4f}"
+            for cell, message in zip(cells, messages, strict=True)
+        ]
+        shown.add_row(name, *scores)
+    return shown

@@ -183,10 +183,11 @@ def _recipe(
     """Return one recipe's line."""
     finished = [one for one in finals if one.is_finished]
     trials = [one for one in everything if one.job.recipe == name and one.job.kind == "trial"]
+    has_cells = any(one.job.kind == "cell" and one.is_finished for one in everything)
     own = next(one for one in plan.contestants if one.name == name)
     return {
         "name": name,
-        "status": "finished" if finished else "failed",
+        "status": "finished" if finished or has_cells else "failed",
         "learning_rate": finished[0].rate if finished else None,
         "rank": places.get(name),
         "columns": _statistics(plan, finished, tables.get(name)) if finished else {},

@@ -13,6 +13,8 @@ from deltatune.errors import InputError
 
 __all__ = ["Terms"]
 
+OF_BUDGET = ("training.epochs", "training.seed", "training.steps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -41,6 +43,11 @@ class Terms:
         for field_name, values in self.sweep.items():
             if not values:
                 raise InputError(f"sweep of {field_name!r} has no values: give at least one")
+            if field_name in OF_BUDGET:
+                raise InputError(
+                    f"{field_name!r} cannot be swept: the budget and the seeds set it; sweep "
+                    f"another field"
+                )
         if len(self.sweep) > 2:
             raise InputError(
                 f"{len(self.sweep)} fields are swept, {', '.join(self.sweep)}: a picture has two "
