@@ -64,7 +64,7 @@ class Forgetting:
         return self.tuned_loss - self.base_loss
 
 
-def forgetting(run: str | Path, data: Any = None, at_most: int = 200) -> Forgetting:
+def forgetting(run: str | Path, data: Any = None, at_most: int = 64) -> Forgetting:
     """Measure how the loss on data that a base could do rose by tuning.
 
     Base and tuned model are scored in float32 on the same examples of a part that is not for
