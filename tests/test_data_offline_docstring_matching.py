@@ -61,7 +61,7 @@ def test_docstring_matching_has_the_asked_sizes_and_named_labels(
     real: datasets.DatasetDict,
 ) -> None:
     assert {split: len(real[split]) for split in real} == {
-        "train": 3000,
+        "train": 2500,
         "validation": 300,
         "test": 600,
     }

@@ -89,14 +89,16 @@ def test_names_end_the_list_of_recipes(command: Command) -> None:
     ]
 
 
-def test_readme_tables_are_filled_between_their_markers() -> None:
+def test_readme_tables_are_filled_between_their_markers(tmp_path: Path) -> None:
     markers = "<!-- {0}: made by make table, checked by the tests -->\nold\n<!-- /{0} -->"
-    text = readme_tables.filled("\n".join(markers.format(name) for name in ("tasks", "bases")))
+    text = readme_tables.filled(
+        "\n".join(markers.format(name) for name in ("tasks", "bases")), tmp_path
+    )
     assert "old" not in text
     row = f"| deltatune/echo | {ECHO.title} | completion | deltatune/nano | right_animal | 0.333 |"
     assert row in text
     assert "| deltatune/nano | " in text
-    assert readme_tables.filled(text) == text
+    assert readme_tables.filled(text, tmp_path) == text
 
 
 def test_page_of_a_task_refuses_its_wrong_options() -> None:

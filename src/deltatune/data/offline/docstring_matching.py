@@ -36,7 +36,7 @@ SPARE = 16  # rows beside a quarter of the size: not every function finds an unr
 def docstring_matching(
     *,
     seed: int = 0,
-    train: int = 3000,
+    train: int = 2500,
     validation: int = 300,
     test: int = 600,
     difficulty: int = HARDEST,
