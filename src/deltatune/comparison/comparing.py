@@ -18,6 +18,7 @@ from deltatune.comparison.data_parts import DataParts, data_parts
 from deltatune.comparison.energy import EnergyMeter
 from deltatune.comparison.engines import Engine, engine_named
 from deltatune.comparison.expectations import expectations, warnings_of
+from deltatune.comparison.forgetting import held_out_data
 from deltatune.comparison.jobs import Job
 from deltatune.comparison.reporting import write_reports
 from deltatune.comparison.result_table import result_table
@@ -132,7 +133,8 @@ def compare(
         console.print(f"note: {note}", highlight=False, markup=False)
     if dry_run:
         return Comparison(folder=folder, record={"plan": plan.to_dict(), "notes": notes})
-    options = {"forgetting_data": forgetting, "grid_intensity": grid_intensity}
+    kept = held_out_data(model, forgetting or None, folder / "forgetting")
+    options = {"forgetting_data": kept, "grid_intensity": grid_intensity}
     return _carried_out(plan, folder, notes, options, carried_out_by, console)
 
 

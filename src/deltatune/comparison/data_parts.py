@@ -13,7 +13,7 @@ from deltatune.data.loading import Examples, load
 from deltatune.errors import InputError
 from deltatune.files import replace_folder_atomically
 
-__all__ = ["DataParts", "data_parts"]
+__all__ = ["DataParts", "data_parts", "with_label_names"]
 
 SEED = 0  # of the splits; the same for all recipes and seeds
 
@@ -61,7 +61,9 @@ def data_parts(
             source=str(source), columns=columns, task=found.task, examples=found, notes=found.notes
         )
     parts, notes = _three(found)
-    kept = datasets.DatasetDict({name: _with_names(rows, found) for name, rows in parts.items()})
+    kept = datasets.DatasetDict(
+        {name: with_label_names(rows, found) for name, rows in parts.items()}
+    )
     if not folder.exists():
         with replace_folder_atomically(folder) as temporary:
             kept.save_to_disk(temporary)
@@ -96,7 +98,7 @@ def _split_off(
     return divided["train"], divided["validation"]
 
 
-def _with_names(rows: datasets.Dataset, found: Examples) -> datasets.Dataset:
+def with_label_names(rows: datasets.Dataset, found: Examples) -> datasets.Dataset:
     """Give class ids their names back, which the run shows and the model stores."""
     if not found.label_names:
         return rows

@@ -9,23 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from rich.console import Console
 from torch import nn
 
 from deltatune import exporting, planning
 from deltatune.base import Base, load_base
 from deltatune.bridges.bodies import with_body_of, with_other_head
+from deltatune.comparison.data_parts import with_label_names
 from deltatune.comparison.evaluation import evaluate
 from deltatune.data.loading import Examples, load
 from deltatune.data.offline import known_tasks
 from deltatune.data.tasks import TASKS
 from deltatune.errors import NotComposable
+from deltatune.files import replace_folder_atomically
 from deltatune.inputs import inputs_of
 from deltatune.model_places import locate
 from deltatune.run_folder import RunFolder
 from deltatune.settings import Training
 
-__all__ = ["Forgetting", "forgetting"]
+__all__ = ["Forgetting", "forgetting", "held_out_data"]
 
 LENGTH = 512  # tokens; of every recipe alike, whatever length it trained with
 BATCH_SIZE = 8
@@ -105,6 +108,34 @@ def forgetting(run: str | Path, data: Any = None, at_most: int = 64) -> Forgetti
             f"that before",
         )
     return _measured(run, base, examples, inputs, at_most)
+
+
+def held_out_data(model: str | Path, data: Any, folder: Path) -> str:
+    """Write the examples that forgetting is measured on, once for many runs.
+
+    To make them may take longer than to score them: a packaged base's come from the whole library.
+
+    Args:
+        model: as for `finetune`.
+        data: as for `forgetting`; None takes the packaged base's own.
+        folder: where to write, in the format of `datasets`; taken as it is where it is there.
+
+    Returns:
+        What to give to `forgetting`; empty where nothing is known that the model could do.
+
+    Raises:
+        InputError: data that cannot be read.
+    """
+    source = _own_data(str(model)) if data is None else data
+    if source is None:
+        return ""
+    if not folder.is_dir():
+        examples = _held_out(load(source))
+        rows = with_label_names(examples.splits["train"], examples)
+        with replace_folder_atomically(folder) as temporary:
+            # A training part must be there, and would be divided if it were the only one.
+            datasets.DatasetDict(train=rows, test=rows).save_to_disk(temporary)
+    return str(folder)
 
 
 def _own_data(model: str) -> str | None:
