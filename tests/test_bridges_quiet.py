@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from rich.console import Console
 from transformers.utils import logging
@@ -41,9 +42,13 @@ def test_run_and_export_say_nothing_of_the_libraries(
 
 def test_quiet_gives_bars_back_only_to_whom_had_them() -> None:
     assert logging.is_progress_bar_enabled()
+    assert not datasets.are_progress_bars_disabled()
     with quiet():
         assert not logging.is_progress_bar_enabled()
+        assert datasets.are_progress_bars_disabled()
         with quiet():
             pass
         assert not logging.is_progress_bar_enabled()
+        assert datasets.are_progress_bars_disabled()
     assert logging.is_progress_bar_enabled()
+    assert not datasets.are_progress_bars_disabled()

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import datasets
 from transformers.utils import logging
 
 __all__ = ["quiet"]
@@ -23,9 +24,11 @@ MEANT = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show no bars of transformers and none of the warnings in `MEANT`; also a decorator."""
+    """Show no bars of libraries and none of the warnings in `MEANT`; also a decorator."""
     had_bars = logging.is_progress_bar_enabled()
+    data_had_bars = not datasets.are_progress_bars_disabled()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             for message in MEANT:
@@ -34,3 +37,5 @@ def quiet() -> Iterator[None]:
     finally:
         if had_bars:
             logging.enable_progress_bar()
+        if data_had_bars:
+            datasets.enable_progress_bars()
