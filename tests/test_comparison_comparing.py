@@ -152,6 +152,39 @@ def test_a_run_that_crashed_is_tried_again_and_one_that_diverged_is_not(llama, p
     assert engine.done == ["lora-final-seed-0"]
 
 
+def test_final_runs_follow_the_best_rate_when_a_lost_trial_is_made_up_for(llama, pairs, tmp_path):
+    made = compared(llama, pairs, tmp_path / "out", trials=2, seeds=1)
+    trials = {run["learning_rate"]: run for run in made.record["runs"] if run["kind"] == "trial"}
+    best = made.record["recipes"][0]["learning_rate"]
+    (other,) = trials.keys() - {best}
+    lost = tmp_path / "out" / "runs" / f"{trials[best]['name']}.json"
+    whole = lost.read_text()
+    lost.write_text(json.dumps({"status": "diverged", "message": "so", "measured": {}}))
+    runs = tmp_path / "out" / "runs"
+    former = runs / "lora-final-seed-0"
+    former.rename(runs / "kept")  # what an engine of this package does itself
+    again = compared(llama, pairs, tmp_path / "out", trials=2, seeds=1)
+    assert again.record["recipes"][0]["learning_rate"] == other
+    assert RunFolder(former).recorded_recipe().optimizer.learning_rate == other
+    lost.write_text(whole)
+    engine = Here(at_most=0)
+    with pytest.raises(KeyboardInterrupt):  # it is to be run, not taken from the other rate
+        compared(llama, pairs, tmp_path / "out", trials=2, seeds=1, engine=engine)
+
+
+def test_a_folder_takes_one_comparison_at_a_time(llama, pairs, tmp_path):
+    second = {}
+
+    def engine(orders, console):
+        with pytest.raises(InputError, match="out' is being worked on by process"):
+            compared(llama, pairs, tmp_path / "out", seeds=1)
+        second["is"] = "refused"
+
+    compared(llama, pairs, tmp_path / "out", seeds=1, engine=engine)
+    assert second
+    assert not list((tmp_path / "out").glob("*.lock"))
+
+
 def test_sweep_runs_a_grid_of_any_fields(llama, pairs, tmp_path):
     fields = {"optimizer.learning_rate": [1e-4, 1e-2], "delta.rank": [1, 2]}
     made = compared(llama, pairs, tmp_path / "out", sweep=fields, seeds=1)
@@ -171,7 +204,7 @@ def test_dry_run_writes_the_plan_and_runs_nothing(llama, pairs, tmp_path):
     assert expected["steps"] > 1
     assert expected["seconds"] > 0
     assert expected["memory_bytes"] > 0
-    assert "lora" in said.getvalue()
+    assert "1 runs, about 0 minutes of training in all" in said.getvalue()
     assert "one seed: there are no intervals" in said.getvalue()
 
 
@@ -195,6 +228,7 @@ def test_a_classification_is_compared_with_calibration(tmp_path):
         ({"seeds": 0}, "at least one"),
         ({"trials": 0}, "trials=0"),
         ({"engine": "rey"}, "engine 'rey' is not known"),
+        ({"engine": "local", "address": "auto"}, "address 'auto' is of no use to engine 'local'"),
         ({"assignments": {"delta.rank": 2}}, "cannot be set for all recipes"),
         ({"sweep": {"delta.rnak": [1]}}, "key 'rnak' is not known: choose one of 'rank'"),
         ({"recipes": "lora,full", "sweep": {"delta.rank": [1]}}, "a sweep is of one recipe"),

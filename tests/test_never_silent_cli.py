@@ -70,6 +70,7 @@ FLAGS: dict[str, Flag] = {
     "compare.forgetting": Flag(given=("--forgetting", "other"), seen="forgetting"),
     "compare.grid_intensity": Flag(given=("--grid-intensity", "0.4"), seen="grid_intensity"),
     "compare.engine": Flag(given=("--engine", "ray"), seen="engine"),
+    "compare.address": Flag(given=("--address", "auto"), seen="address"),
     "compare.dry_run": Flag(given=("--dry-run",), seen="dry_run"),
     "compare.allow_remote_code": Flag(given=("--allow-remote-code",), seen="allow_remote_code"),
     "compare.as_json": Flag(given=("--json",), seen="stdout"),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deltatune import __version__
 from deltatune.cli_options import (
+    Address,
     AsJson,
     Assignments,
     BudgetText,
@@ -108,6 +109,7 @@ def compare(
     forgetting: Forgetting = "",
     grid_intensity: GridIntensity = None,
     engine: EngineName = "local",
+    address: Address = "",
     dry_run: DryRun = False,
     allow_remote_code: RemoteCode = False,
     as_json: AsJson = False,
@@ -131,6 +133,7 @@ def compare(
         forgetting=forgetting,
         grid_intensity=grid_intensity,
         engine=engine,
+        address=address,
         dry_run=dry_run,
         allow_remote_code=allow_remote_code,
     )

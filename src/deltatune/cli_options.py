@@ -12,6 +12,7 @@ import yaml
 from deltatune.errors import InputError
 
 __all__ = [
+    "Address",
     "AsJson",
     "Assignments",
     "BudgetText",
@@ -103,7 +104,19 @@ Forgetting = Annotated[
 GridIntensity = Annotated[
     float | None, typer.Option(help="Kilograms of CO2e for a kilowatt-hour where this runs.")
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="What carries out the runs.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="What carries out the runs: local, one by one, or ray, on a cluster."
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        help="Ray cluster, HOST:PORT or auto; --engine ray starts one here otherwise.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")]
 
 

@@ -26,11 +26,17 @@ from deltatune.comparison.terms import Terms
 from deltatune.comparison.worker import Order
 from deltatune.data.loading import load as load_examples
 from deltatune.errors import InputError
+from deltatune.file_lock import held, locks_work
 from deltatune.files import write_json_atomically
 from deltatune.request import Request
 from deltatune.run_folder import RunFolder
 
 __all__ = ["Comparison", "compare"]
+
+LOCK = "comparison.lock"
+UNLOCKED = (
+    "this file system locks no files: see to it that no second comparison writes to the same folder"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,7 @@ def compare(
     grid_intensity: float | None = None,
     allow_remote_code: bool = False,
     engine: str | Engine = "local",
+    address: str = "",
     dry_run: bool = False,
     console: Console | None = None,
 ) -> Comparison:
@@ -94,7 +101,8 @@ def compare(
         forgetting: data of what the base could do before; the base's own held-out set if not given.
         grid_intensity: kilograms of CO2e for a kilowatt-hour where this runs.
         allow_remote_code: as for `finetune`.
-        engine: what carries out the runs: `local`, one after another.
+        engine: what carries out the runs: `local`, one after another, or `ray`, on a cluster.
+        address: of the cluster, `HOST:PORT` or `auto`; `ray` starts one here without it.
         dry_run: stop after the plan.
         console: where to show progress; the terminal's standard error if not given.
 
@@ -112,30 +120,34 @@ def compare(
     )
     chosen = contestants(recipes, assignments or {})
     _check_sweep(chosen, terms)
-    carried_out_by = engine_named(engine) if isinstance(engine, str) else engine
+    carried_out_by = engine_named(engine, address)
     EnergyMeter(grid_intensity=grid_intensity)  # refuses what is no intensity
     if forgetting:
         load_examples(forgetting)
     _check_folder(folder)
-    parts = data_parts(data, folder / "data", columns=columns, task=task)
-    request = Request(
-        model=model,
-        data=parts.source,
-        columns=parts.columns,
-        task=parts.task,
-        allow_remote_code=allow_remote_code,
-        metric=metric,
-    )
-    plan = _planned(request, chosen, terms, parts, folder, console)
-    notes = _notes(plan, parts)
-    console.print(plan.table())
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    if dry_run:
-        return Comparison(folder=folder, record={"plan": plan.to_dict(), "notes": notes})
-    kept = held_out_data(model, forgetting or None, folder / "forgetting")
-    options = {"forgetting_data": kept, "grid_intensity": grid_intensity}
-    return _carried_out(plan, folder, notes, options, carried_out_by, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not locks_work(folder):
+        console.print(f"note: {UNLOCKED}", highlight=False, markup=False)
+    with held(folder / LOCK, f"output {str(folder)!r}"):
+        parts = data_parts(data, folder / "data", columns=columns, task=task)
+        request = Request(
+            model=model,
+            data=parts.source,
+            columns=parts.columns,
+            task=parts.task,
+            allow_remote_code=allow_remote_code,
+            metric=metric,
+        )
+        plan = _planned(request, chosen, terms, parts, folder, console)
+        notes = _notes(plan, parts)
+        console.print(plan.table())
+        for note in notes:
+            console.print(f"note: {note}", highlight=False, markup=False)
+        if dry_run:
+            return Comparison(folder=folder, record={"plan": plan.to_dict(), "notes": notes})
+        kept = held_out_data(model, forgetting or None, folder / "forgetting")
+        options = {"forgetting_data": kept, "grid_intensity": grid_intensity}
+        return _carried_out(plan, folder, notes, options, carried_out_by, console)
 
 
 def _check_sweep(chosen: Sequence[Contestant], terms: Terms) -> None:
@@ -151,7 +163,11 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {str(folder)!r} is a file: give the path of a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").is_file():
-        ours = {"data", "runs"}  # of a comparison that was stopped before its plan was written
+        ours = {
+            "data",
+            "runs",
+            LOCK,
+        }  # of a comparison that was stopped before its plan was written
         if {entry.name for entry in folder.iterdir()} - ours:
             raise InputError(
                 f"output {str(folder)!r} is not empty and holds no comparison: give another folder"

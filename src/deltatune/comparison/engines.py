@@ -1,25 +1,36 @@
-"""How the runs of a comparison are carried out: one after another, each in a process of its own."""
+"""How the runs of a comparison are carried out: each in a process of its own, in turn or spread."""
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from deltatune.comparison.jobs import Outcome
-from deltatune.comparison.worker import Order
-from deltatune.errors import Interrupted, unknown_name
+from deltatune.comparison.worker import STOPPING_SECONDS, Order, worker_command
+from deltatune.errors import InputError, Interrupted, unknown_name
 
-__all__ = ["ENGINES", "Engine", "engine_named", "one_after_another", "run_worker"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "engine_named",
+    "make_ready",
+    "one_after_another",
+    "run_worker",
+    "stoppable",
+    "tell",
+]
 
 Engine = Callable[[Sequence[Order], Console], None]
 NO_MEMORY = ("MemoryError", "not enough memory", "can't allocate memory", "out of memory")
-STOPPING_SECONDS = 120  # for a run to save the step at which it was stopped
+POLL_SECONDS = 0.2
 
 
 def one_after_another(orders: Sequence[Order], console: Console) -> None:
@@ -33,8 +44,31 @@ def one_after_another(orders: Sequence[Order], console: Console) -> None:
         with console.status(said):
             outcome = run_worker(order)
         outcome.save(Path(order.runs), order.job)
-        ended = outcome.status if not outcome.message else f"{outcome.status}: {outcome.message}"
-        console.print(f"{said}: {ended}", highlight=False, markup=False)
+        tell(console, said, outcome)
+
+
+def tell(console: Console, said: str, outcome: Outcome, more: str = "") -> None:
+    """Print how a run ended."""
+    ended = outcome.status if not outcome.message else f"{outcome.status}: {outcome.message}"
+    console.print(f"{said}: {ended}{more}", highlight=False, markup=False)
+
+
+def make_ready(order: Order) -> None:
+    """Write an order, and put away what is left of another run under the same name.
+
+    A final run bears the name of its recipe and seed. If a trial that had failed is made up for,
+    another learning rate may be the best, and what was trained at the former one is not this run.
+    """
+    (Path(order.runs) / f"{order.job.name}.json").unlink(missing_ok=True)
+    if order.path.is_file() and not order.job.is_the_one_in(order.path):
+        _set_aside(order.folder.path)
+    order.save()
+
+
+def _set_aside(folder: Path) -> None:
+    names = (folder.with_name(f"{folder.name}.former-{i}") for i in itertools.count(1))
+    if folder.exists():
+        folder.rename(next(name for name in names if not name.exists()))
 
 
 def run_worker(order: Order) -> Outcome:
@@ -43,11 +77,11 @@ def run_worker(order: Order) -> Outcome:
     Raises:
         Interrupted: this process was asked to stop, and so was the run.
     """
-    (Path(order.runs) / f"{order.job.name}.json").unlink(missing_ok=True)
-    order.save()
+    make_ready(order)
     with order.log.open("ab") as log:
+        begins = log.tell()  # what an earlier try said is no reason of this one
         process = subprocess.Popen(
-            [sys.executable, "-m", "deltatune.comparison.worker", str(order.path)],
+            worker_command(order),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in a terminal must reach it once, through us
@@ -58,7 +92,7 @@ def run_worker(order: Order) -> Outcome:
         return written
     if code < 0:
         return Outcome(status="killed", message=_killed(signal.Signals(-code)))
-    message = _last_line(order.log)
+    message = _last_line(order.log, begins)
     memory = any(words in message for words in NO_MEMORY)
     return Outcome(status="out of memory" if memory else "failed", message=message)
 
@@ -70,6 +104,35 @@ def _killed(number: signal.Signals) -> str:
 
 def _waited_for(process: subprocess.Popen[bytes]) -> int:
     """Wait for a process; if this one is asked to stop, ask it too and let it save its step."""
+    with stoppable() as ignore_signals:
+        try:
+            # Not `wait`: what Ray does to cancel a task does not wake a process from a system call.
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+            return process.returncode
+        finally:
+            ignore_signals()
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(STOPPING_SECONDS)
+    except subprocess.TimeoutExpired:  # nothing is lost but the steps since the last checkpoint
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Within the block being asked to stop raises `Interrupted`.
+
+    Yields:
+        Call it before cleaning up: from then on being asked again does nothing.
+    """
 
     def stop(number: int, frame: object) -> None:
         raise Interrupted(
@@ -77,35 +140,59 @@ def _waited_for(process: subprocess.Popen[bytes]) -> int:
             f"same command again to go on"
         )
 
+    def ignore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
     is_main = threading.current_thread() is threading.main_thread()  # else nothing is delivered
     numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
     previous = {number: signal.signal(number, stop) for number in numbers}
     try:
-        return process.wait()
+        yield ignore
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        if process.poll() is None:
-            process.terminate()
-            process.wait(STOPPING_SECONDS)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+def _last_line(log: Path, begins: int) -> str:
+    with log.open("rb") as file:
+        file.seek(begins)
+        lines = file.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
-ENGINES: dict[str, Engine] = {"local": one_after_another}
+def _here(address: str) -> Engine:
+    if address:
+        raise InputError(
+            f"address {address!r} is of no use to engine 'local', which runs here: leave it out, "
+            f"or choose engine 'ray'"
+        )
+    return one_after_another
 
 
-def engine_named(name: str) -> Engine:
+def _over_ray(address: str) -> Engine:
+    from deltatune.comparison.ray_engine import RayEngine  # which needs this module
+
+    return RayEngine(address=address)
+
+
+ENGINES: dict[str, Callable[[str], Engine]] = {"local": _here, "ray": _over_ray}
+
+
+def engine_named(engine: str | Engine, address: str = "") -> Engine:
     """Return an engine.
 
+    Args:
+        engine: one of `ENGINES`, or one of the caller's own, which is returned as it is.
+        address: of a cluster, for an engine that works on one.
+
     Raises:
-        InputError: no such engine.
+        InputError: no such engine, an address that it does not take, or it is not installed.
     """
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES)
-    return ENGINES[name]
+    if not isinstance(engine, str):
+        if address:
+            raise InputError(f"address {address!r} is of no use to an engine of your own")
+        return engine
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    return ENGINES[engine](address)

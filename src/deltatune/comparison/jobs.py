@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,11 @@ class Job:
         number = "" if self.kind == "final" else f"-{self.number}"
         return f"{file_name(self.recipe)}-{self.kind}{number}-seed-{self.seed}"
 
+    def is_the_one_in(self, order: Path) -> bool:
+        """Tell whether the order that lies under this job's name is of the same settings."""
+        recorded = RunFolder(order.parent).read(order)["job"]
+        return bool(recorded == json.loads(json.dumps(self.to_dict())))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         return {**dataclasses.asdict(self), "settings": dict(self.settings)}
@@ -71,8 +77,11 @@ class Outcome:
 
     @classmethod
     def of(cls, runs: Path, job: Job) -> Outcome:
-        """Read how a job ended; `waiting` where nothing is written."""
+        """Read how a job ended; `waiting` where nothing is written, or of other settings."""
         path = runs / f"{job.name}.json"
+        order = runs / f"{job.name}.order.json"
+        if order.is_file() and not job.is_the_one_in(order):
+            return cls(status="waiting")
         return cls(**RunFolder(runs).read(path)) if path.is_file() else cls(status="waiting")
 
     def save(self, runs: Path, job: Job) -> None:

@@ -24,12 +24,22 @@ from deltatune.comparison.energy import EnergyMeter
 from deltatune.comparison.forgetting import forgetting
 from deltatune.comparison.jobs import Job, Outcome
 from deltatune.errors import DeltatuneError, Diverged, InputError, Interrupted, OutOfMemory
+from deltatune.file_lock import held
 from deltatune.files import write_json_atomically
 from deltatune.recipe import from_plain
 from deltatune.run import finetune
 from deltatune.run_folder import RunFolder
 
-__all__ = ["Order"]
+__all__ = ["STOPPING_SECONDS", "Order", "worker_command"]
+
+STOPPING_SECONDS = 120.0  # for a run to save the step at which it was stopped
+# What it drew before it was stopped is not known, and the rest alone would look cheap.
+NO_ENERGY = {
+    "energy_kilowatt_hours": None,
+    "carbon_kilograms": None,
+    "energy_source": "not measured where a run was stopped and went on",
+    "energy_measured": "",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,11 @@ class Order:
         """Where the run's output goes."""
         return Path(self.runs) / f"{self.job.name}.log"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that does the run."""
+        return Path(self.runs) / f"{self.job.name}.lock"
+
     def save(self) -> None:
         """Write it for the process."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -95,6 +110,7 @@ def work(order: Order) -> Outcome:
     Raises:
         Interrupted: the process was asked to stop; the run can go on.
     """
+    went_on = order.folder.recipe.is_file()
     with EnergyMeter(grid_intensity=order.grid_intensity) as energy:
         try:
             if not order.folder.is_finished:
@@ -112,6 +128,7 @@ def work(order: Order) -> Outcome:
         return Outcome(status="diverged", message=result["collapse"])
     measured = {
         **energy.to_dict(),
+        **(NO_ENERGY if went_on else {}),
         "calibration_error": expected_calibration_error(result["after"]["items"]),
         **(_forgetting(order) if order.job.kind == "final" else {}),
     }
@@ -119,17 +136,22 @@ def work(order: Order) -> Outcome:
 
 
 def _train(order: Order) -> None:
+    begun = order.folder.recipe.is_file()
+    recipe = from_plain(order.recipe)
+    if begun:  # engines may differ in this, and it changes no result
+        every = order.folder.recorded_recipe().training.checkpoint_every
+        recipe = recipe.with_fields({"training.checkpoint_every": every})
     finetune(
         order.model,
         order.data,
-        from_plain(order.recipe),
+        recipe,
         output=order.folder.path,
         columns=order.columns,
         task=order.task,
         metric=order.metric,
         scored_on=order.job.scored_on,
         allow_remote_code=order.allow_remote_code,
-        resume=order.folder.recipe.is_file(),
+        resume=begun,
         console=Console(stderr=True, width=120),
     )
 
@@ -146,19 +168,31 @@ def _forgetting(order: Order) -> dict[str, Any]:
     }
 
 
+def worker_command(order: Order) -> list[str]:
+    """Return the command that does a run, as a child of this process."""
+    module = "deltatune.comparison.worker"
+    return [sys.executable, "-m", module, str(order.path), str(os.getpid())]
+
+
 def main() -> None:
     """Do the run whose order is given, and write how it ended."""
-    order = Order.load(Path(sys.argv[1]))
-    threading.Thread(target=_stop_when_alone, args=(os.getppid(),), daemon=True).start()
+    path, parent = sys.argv[1:]
+    order = Order.load(Path(path))
+    threading.Thread(target=_stop_when_alone, args=(int(parent),), daemon=True).start()
     try:
-        outcome = work(order)
-    except Interrupted as error:
+        # Of a comparison that was killed the run may still be saving its step.
+        with held(order.lock, f"run {order.job.name!r}", wait_seconds=STOPPING_SECONDS):
+            outcome = work(order)
+            outcome.save(Path(order.runs), order.job)
+    except (Interrupted, InputError) as error:
         raise SystemExit(str(error)) from None
-    outcome.save(Path(order.runs), order.job)
 
 
 def _stop_when_alone(parent: int) -> None:
-    """Stop when the comparison is gone: called again, it would train in the same folder."""
+    """Stop when the comparison is gone: called again, it would train in the same folder.
+
+    The parent's number is given, not asked for: it may have ended while this process began.
+    """
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
