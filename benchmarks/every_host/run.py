@@ -71,10 +71,10 @@ def cases(data: Path) -> dict[str, Case]:
     encoder = {"model": ENCODER, "batch_size": 16, "max_length": 96}
     nano = {"model": "deltatune/nano", "batch_size": 16, "max_length": 192, "rate_factor": 5.0}
     return {
-        "mrpc": Case(data=str(data / "mrpc"), tokens=170_000, **encoder),
-        "cola": Case(data=str(data / "cola"), tokens=60_000, **encoder),
-        "boxes": Case(data="deltatune/boxes", tokens=140_000, **nano),
-        "docstring-matching": Case(data="deltatune/docstring-matching", tokens=110_000, **nano),
+        "mrpc": Case(data=str(data / "mrpc"), tokens=100_000, **encoder),
+        "cola": Case(data=str(data / "cola"), tokens=55_000, **encoder),
+        "boxes": Case(data="deltatune/boxes", tokens=105_000, **nano),
+        "docstring-matching": Case(data="deltatune/docstring-matching", tokens=85_000, **nano),
     }
 
 

@@ -125,17 +125,24 @@ class ComparisonPlan:
 
     def table(self) -> Table:
         """Show each recipe's runs and what they are expected to take."""
+        runs, minutes = self.terms.runs * len(self.contestants), 0.0
         shown = Table(title="plan: the same for every recipe, per seed", title_justify="left")
         for heading in ("recipe", "rates", "runs", "steps each", "minutes", "memory"):
             shown.add_column(heading, justify="left" if heading == "recipe" else "right")
         for one in self.contestants:
             expected = self.expected[one.name]
-            minutes = f"{self.terms.runs * expected.seconds / 60:.1f}"
+            of_recipe = self.terms.runs * expected.seconds / 60
+            minutes += of_recipe
             rates = ", ".join(f"{rate:g}" for rate in self._rates(one))
             held = expected.memory_bytes
             memory = "?" if held is None else f"{held / 2**20:,.0f} MiB"
-            row = (one.name, rates, str(self.terms.runs), str(expected.steps), minutes, memory)
+            steps = str(expected.steps)
+            row = (one.name, rates, str(self.terms.runs), steps, f"{of_recipe:.1f}", memory)
             shown.add_row(*row)
+        shown.caption = (
+            f"{runs} runs, about {minutes:.0f} minutes of training in all, loading and "
+            f"scoring beside it"
+        )
         return shown
 
     def _rates(self, one: Contestant) -> list[float]:
