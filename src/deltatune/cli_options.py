@@ -163,10 +163,18 @@ def swept(given: list[str] | None) -> dict[str, list[Any]]:
     texts = pairs(given, "--sweep")
     try:
         return {
-            field: [yaml.safe_load(value) for value in text.split(",") if value.strip()]
+            field: [_number(yaml.safe_load(value)) for value in text.split(",") if value.strip()]
             for field, text in texts.items()
         }
     except yaml.YAMLError as error:
         raise InputError(
             f"--sweep has a value that is not readable: {' '.join(str(error).split())}"
         ) from error
+
+
+def _number(value: Any) -> Any:
+    """Return the number that YAML takes for a word, since it wants a point in `1e-3`."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
