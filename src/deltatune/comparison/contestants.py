@@ -166,7 +166,8 @@ def _contestant(name: str, source: Any, training: Training) -> Contestant:
             source, assignments = _taken_apart(str(source))
         own = _made(source, assignments).training
     except InputError as error:
-        raise type(error)(f"recipe {name!r}: {error}") from error
+        said = "" if name == source else f"recipe {name!r}: "
+        raise type(error)(f"{said}{error}") from error
     notes, usual = [], Training()
     for field in SHARED:
         theirs, all_have = getattr(own, field), getattr(training, field)
