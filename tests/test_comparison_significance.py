@@ -59,6 +59,29 @@ def test_compare_pairs_tell_a_bad_recipe_from_two_that_tie():
     assert tied.items_needed > 300
 
 
+def test_compare_pairs_gives_each_pair_what_it_gives_alone():
+    rng = np.random.default_rng(4)
+    scores = {name: table(rng, mean=mean) for name, mean in (("a", 0.0), ("b", 0.1), ("c", 0.3))}
+    for pair in compare_pairs(scores, seed=7, draws=100):
+        alone = compare_pair(pair.first, pair.second, scores, seed=7, draws=100)
+        # Only the order of additions differs.
+        assert (pair.low, pair.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
+        assert pair.p_value == alone.p_value
+
+
+def test_interval_does_not_depend_on_names():
+    rng = np.random.default_rng(5)
+    one, other = table(rng, mean=0.1), table(rng)
+    found = compare_pair("a", "b", {"a": one, "b": other})
+    same = compare_pair("lora", "full", {"lora": one, "full": other})
+    assert (same.low, same.high) == (found.low, found.high)
+
+
+def test_one_recipe_has_no_pairs():
+    assert compare_pairs({"a": np.ones((3, 10))}) == []
+    assert ranks(["a"], []) == {"a": 1}
+
+
 def test_compare_pair_of_equal_answers_ties_exactly():
     scores = {"a": np.ones((3, 10)), "b": np.ones((3, 10))}
     found = compare_pair("a", "b", scores)

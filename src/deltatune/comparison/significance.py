@@ -131,6 +131,12 @@ def compare_pair(
     Raises:
         InputError: tables that do not fit each other, or hold no item.
     """
+    return _compared(first, second, scores, _deviations(scores, (first, second), seed, draws))
+
+
+def _compared(
+    first: str, second: str, scores: Mapping[str, Table], deviations: Mapping[str, Table]
+) -> Difference:
     table = _paired(first, second, scores)
     mean = float(table.mean())
     found = Difference(first=first, second=second, mean=mean)
@@ -142,10 +148,10 @@ def compare_pair(
         p_value = 1.0 if mean == 0 else 0.0
         return replace(found, low=mean, high=mean, p_value=p_value, adjusted_p_value=p_value)
     p_value = 2 * float(stats.t.sf(abs(mean) / error, variances.freedom))
-    generator = np.random.default_rng(seed_for(seed, f"bootstrap {first} {second}"))
-    deviations = _deviations(table, generator, draws)
     wanted = error * float(stats.t.ppf((1 + LEVEL) / 2, variances.freedom))
-    low, high = np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(
+        deviations[first] - deviations[second], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    )
     scale = 2 * wanted / float(high - low) if high > low else 0.0
     return replace(
         found,
@@ -169,19 +175,30 @@ def _paired(first: str, second: str, scores: Mapping[str, Table]) -> Table:
     return difference
 
 
-def _deviations(table: Table, generator: np.random.Generator, draws: int) -> Table:
-    """Return means of resampled tables less the mean of the table itself, `(draws,)`."""
-    seeds, items = table.shape
+def _deviations(
+    scores: Mapping[str, Table], names: Sequence[str], seed: int, draws: int
+) -> dict[str, Table]:
+    """Return of each table means of resampled tables less its own mean, `(draws,)`.
+
+    All are resampled alike: the difference of two is what resampling their difference gives, so the
+    draws, which take the longest, are made once for all pairs.
+    """
+    for name in names:
+        _paired(names[0], name, scores)
+    tables: Table = np.stack([np.asarray(scores[name], np.float64) for name in names])
+    _, seeds, items = tables.shape  # (names, seeds, items)
+    generator = np.random.default_rng(seed_for(seed, "bootstrap"))
     # How often each seed and item is drawn; the mean of a resampled table is a bilinear form.
     of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    means = np.empty(draws)
+    means = np.empty((len(names), draws))
     for start in range(0, draws, 200):  # (200, items) at a time
         part = slice(start, min(start + 200, draws))
         count = part.stop - part.start
         of_items = generator.multinomial(items, np.full(items, 1 / items), count) / items
-        means[part] = np.einsum("ds,si,di->d", of_seeds[part], table, of_items, optimize=True)
-    deviations: Table = means - table.mean()
-    return deviations
+        of_rows = tables @ of_items.T  # (names, seeds, count)
+        means[:, part] = np.einsum("ds,nsd->nd", of_seeds[part], of_rows)
+    deviations = means - tables.mean(axis=(1, 2))[:, None]
+    return dict(zip(names, deviations, strict=True))
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -209,13 +226,16 @@ def compare_pairs(
     Args:
         scores: name -> `(seeds, items)`, higher is better.
         seed: of the bootstrap.
-        draws: of the bootstrap, for each pair.
+        draws: of the bootstrap, the same for all pairs.
 
     Raises:
         InputError: tables that do not fit each other.
     """
+    if len(scores) < 2:
+        return []
+    deviations = _deviations(scores, list(scores), seed, draws)
     pairs = itertools.combinations(scores, 2)
-    found = [compare_pair(a, b, scores, seed=seed, draws=draws) for a, b in pairs]
+    found = [_compared(a, b, scores, deviations) for a, b in pairs]
     corrected = adjusted([difference.p_value for difference in found])
     return [
         replace(difference, adjusted_p_value=p)
