@@ -34,6 +34,7 @@ def test_budget_gives_every_run_an_even_share_in_whole_steps(text, runs, steps):
         ("minutes=inf", "give a finite number above 0"),
         ("tokens=many", "write KIND=AMOUNT"),
         ("2e6", "write KIND=AMOUNT"),
+        (2e6, "budget 2000000.0 cannot be read: write KIND=AMOUNT"),
         ("token=5", "budget 'token' is not known: choose one of 'tokens'"),
     ],
 )

@@ -47,6 +47,28 @@ def test_a_given_validation_part_becomes_the_test_and_a_new_one_is_split_off(tmp
     assert any("validation part is the test" in note for note in parts.notes)
 
 
+def test_other_data_or_changed_rows_are_not_taken_for_those_that_were_kept(tmp_path):
+    rows = classifications(60)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
+    parts = data_parts(file, tmp_path / "data", columns=None, task=None)
+    assert parts.name == str(file)
+    rows_file(file, [*rows[:-1], {**rows[-1], "text": "the cat was changed"}])
+    with pytest.raises(InputError, match=r"keeps the parts of other data than '.*rows.jsonl' is"):
+        data_parts(file, tmp_path / "data", columns=None, task=None)
+    # The same rows in another format and place are the same data.
+    again = data_parts(rows, tmp_path / "data", columns=None, task=None)
+    assert again.examples.fingerprint == parts.examples.fingerprint
+    assert again.name == "list of 60 rows"
+
+
+def test_images_that_were_kept_are_known_again(tmp_path):
+    data = {
+        name: load("deltatune/digits-5-9").splits[name].select(range(30)) for name in ("train",)
+    }
+    first, second = (data_parts(data, tmp_path / "data", columns=None, task=None) for _ in "ab")
+    assert first.examples.fingerprint == second.examples.fingerprint
+
+
 def test_a_given_test_part_is_never_divided(tmp_path):
     data = {"train": completions(40), "test": completions(60)[40:]}
     parts = data_parts(data, tmp_path / "data", columns=None, task=None)

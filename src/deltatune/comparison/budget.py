@@ -58,7 +58,7 @@ class Budget:
         Raises:
             InputError: another form, an unknown kind, or no number above 0.
         """
-        kind, separator, amount = text.partition("=")
+        kind, separator, amount = str(text).partition("=")
         try:
             number = float(amount)
         except ValueError:

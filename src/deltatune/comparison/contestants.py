@@ -33,6 +33,7 @@ SHARED = (
     "steps",
 )
 OF_BUDGET = ("epochs", "seed", "steps")
+LONGEST_NAME = 150  # bytes in names of files, which may have 255, with kind, seed and ending
 EXPONENT = 0.5  # of ten, between one learning rate that is tried and the next
 
 Given = str | Sequence[Any] | Mapping[str, Any]
@@ -105,8 +106,8 @@ def contestants(given: Given, shared: Mapping[str, Any]) -> list[Contestant]:
         shared: field of `training` -> value, for all.
 
     Raises:
-        InputError: no recipe, two of one name, an unknown recipe or field, or a shared setting
-            that is none.
+        InputError: no recipe, two of one name, a name that is empty or too long, an unknown recipe
+            or field, or a shared setting that is none.
     """
     training = _training(shared)
     named = _named(given)
@@ -116,6 +117,11 @@ def contestants(given: Given, shared: Mapping[str, Any]) -> list[Contestant]:
     places: dict[str, str] = {}
     for one in found:
         place = file_name(one.name).lower()  # some file systems know no capitals
+        if not one.name.strip() or len(place.encode()) > LONGEST_NAME:
+            raise InputError(
+                f"recipe name {one.name!r} is not allowed, since files bear it: give it a name of "
+                f"1 to {LONGEST_NAME} letters, NAME=RECIPE"
+            )
         if place in places:
             both = f"{places[place]!r} and {one.name!r}"
             raise InputError(
@@ -187,7 +193,13 @@ def _taken_apart(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(
                 f"{option!r} has no '=': write RECIPE:FIELD=VALUE, for example lora:delta.rank=4"
             )
-        assignments[field.strip()] = yaml.safe_load(value)
+        try:
+            assignments[field.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"{option!r} is not readable: commas and colons part recipes and fields here, so "
+                f"put such a value into a YAML file and name that, NAME=FILE.yaml"
+            ) from error
     return source.strip(), assignments
 
 

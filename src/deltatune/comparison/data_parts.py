@@ -24,6 +24,7 @@ class DataParts:
 
     Args:
         source: a name or path with a training, a validation and a test part.
+        name: of what was given, for readers.
         columns: column role -> column name, or None to guess.
         task: of the data.
         examples: what is loaded from it.
@@ -31,6 +32,7 @@ class DataParts:
     """
 
     source: str
+    name: str
     columns: Mapping[str, str] | None
     task: str
     examples: Examples
@@ -48,29 +50,54 @@ def data_parts(
 
     Args:
         source: as for `load`.
-        folder: where to write; not made where nothing is to be written.
+        folder: where to write; not made where nothing is to be written, and taken as it is where
+            it holds the same.
         columns: as for `load`.
         task: as for `load`.
 
     Raises:
-        InputError: the data cannot be read, or has too few rows for three parts.
+        InputError: the data cannot be read, or has too few rows for three parts; or the folder
+            holds parts of other data.
     """
     found = load(source, columns=columns, task=task, validation_fraction=0, seed=SEED)
     if {"validation", "test"} <= set(found.splits) and isinstance(source, str | Path):
         return DataParts(
-            source=str(source), columns=columns, task=found.task, examples=found, notes=found.notes
+            source=str(source),
+            name=found.source,
+            columns=columns,
+            task=found.task,
+            examples=found,
+            notes=found.notes,
         )
     parts, notes = _three(found)
     kept = datasets.DatasetDict(
         {name: with_label_names(rows, found) for name, rows in parts.items()}
     )
-    if not folder.exists():
+    was_there = folder.exists()
+    if not was_there:
         with replace_folder_atomically(folder) as temporary:
             kept.save_to_disk(temporary)
     examples = load(folder, columns=found.columns, task=found.task, seed=SEED)
+    if was_there:
+        asked = load(kept, columns=found.columns, task=found.task, seed=SEED)
+        _check_same(asked, examples, found.source, folder)
     return DataParts(
-        source=str(folder), columns=found.columns, task=found.task, examples=examples, notes=notes
+        source=str(folder),
+        name=found.source,
+        columns=found.columns,
+        task=found.task,
+        examples=examples,
+        notes=notes,
     )
+
+
+def _check_same(asked: Examples, kept: Examples, name: str, folder: Path) -> None:
+    """Refuse to go on with other rows, or with rows that were changed, as if they were the same."""
+    if asked.fingerprint != kept.fingerprint:
+        raise InputError(
+            f"{str(folder)!r} keeps the parts of other data than {name!r} is now: give another "
+            f"output folder, or the data that the comparison began with"
+        )
 
 
 def _three(found: Examples) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
