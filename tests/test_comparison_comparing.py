@@ -251,10 +251,40 @@ def test_another_comparison_in_the_same_folder_is_refused(llama, pairs, tmp_path
         compared(llama, pairs, tmp_path / "out", "full", dry_run=True)
     with pytest.raises(InputError, match="holds another comparison: its budget was"):
         compared(llama, pairs, tmp_path / "out", budget="tokens=5000", dry_run=True)
+    other = rows_file(tmp_path / "other.jsonl", completions(60))
+    with pytest.raises(InputError, match=r"keeps the parts of other data than .*other.jsonl"):
+        compared(llama, other, tmp_path / "out", dry_run=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(InputError, match="is not empty and holds no comparison"):
         compared(llama, pairs, tmp_path / "other")
+
+
+def test_what_is_measured_beside_is_the_same_for_all_runs(llama, pairs, tmp_path, monkeypatch):
+    for_others = rows_file(tmp_path / "others.jsonl", completions(20))
+    given = {"seeds": 1, "forgetting": str(for_others)}
+    compared(llama, pairs, tmp_path / "out", dry_run=True, seeds=1)  # binds nothing beside
+    made = compared(llama, pairs, tmp_path / "out", **given)
+    assert made.record["data"] == str(pairs)
+    with pytest.raises(InputError, match=r'its forgetting was ".*others.jsonl" and is "" now'):
+        compared(llama, pairs, tmp_path / "out", seeds=1)
+    with pytest.raises(InputError, match=r"its grid_intensity was null and is 0\.5 now"):
+        compared(llama, pairs, tmp_path / "out", grid_intensity=0.5, **given)
+    engine = Here()
+    monkeypatch.chdir(tmp_path)  # the same folder under another name
+    again = compared(llama, pairs, "out", engine=engine, **given)
+    assert again.record["recipes"] == made.record["recipes"]
+    assert engine.done == []
+
+
+def test_cells_with_larger_steps_take_fewer_of_them(llama, pairs, tmp_path):
+    sizes = {"training.batch_size": [2, 4, 8]}
+    made = compared(llama, pairs, tmp_path / "out", sweep=sizes, seeds=1, budget="tokens=3600")
+    steps = [run["losses"][-1][0] for run in made.record["runs"]]
+    assert steps[0] == 2 * steps[1]
+    assert steps[1] // 2 == steps[2]
+    # What was counted for the recipe itself is not what such a run takes.
+    assert all(run["columns"]["flops"] is None for run in made.record["runs"])
 
 
 def test_runs_in_processes_of_their_own_give_a_page(llama, pairs, tmp_path):

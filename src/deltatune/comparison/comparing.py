@@ -138,7 +138,8 @@ def compare(
             allow_remote_code=allow_remote_code,
             metric=metric,
         )
-        plan = _planned(request, chosen, terms, parts, folder, console)
+        beside = {"forgetting": str(forgetting), "grid_intensity": grid_intensity}
+        plan = _planned(request, chosen, terms, parts, beside, folder, console)
         notes = _notes(plan, parts)
         console.print(plan.table())
         for note in notes:
@@ -179,6 +180,7 @@ def _planned(
     chosen: Sequence[Contestant],
     terms: Terms,
     parts: DataParts,
+    beside: Mapping[str, Any],
     folder: Path,
     console: Console,
 ) -> ComparisonPlan:
@@ -189,13 +191,13 @@ def _planned(
         terms=terms,
         expected={},
         fingerprint=parts.examples.fingerprint,
+        data_name=parts.name,
+        beside=beside,
     )
-    expected = recorded_expectations(folder, plan.to_dict())
-    if expected is None:
-        plan = plan.expecting(expectations(request, chosen, terms, console))
-        plan.save(folder)
-        return plan
-    return plan.expecting(expected)
+    expected = recorded_expectations(folder, plan)
+    plan = plan.expecting(expected or expectations(request, chosen, terms, console))
+    plan.save(folder)
+    return plan
 
 
 def _notes(plan: ComparisonPlan, parts: DataParts) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class ComparisonPlan:
         terms: that hold for all.
         expected: by name of contestant.
         fingerprint: of the data.
+        data_name: of what was given, for readers.
+        beside: what else is measured with, name -> plain value; a folder has it alike throughout.
     """
 
     request: Request
@@ -45,6 +47,8 @@ class ComparisonPlan:
     terms: Terms
     expected: Mapping[str, Expectation]
     fingerprint: str
+    data_name: str = ""
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     def expecting(self, expected: Mapping[str, Expectation]) -> ComparisonPlan:
         """Return the plan with what its runs are expected to take."""
@@ -100,11 +104,13 @@ class ComparisonPlan:
         """Return the recipe of one run, with its share of the budget."""
         one = next(one for one in self.contestants if one.name == job.recipe)
         expected = self.expected[job.recipe]
+        examples = _examples_of_step(one.recipe), _examples_of_step(one.at(job.settings))
         return one.at(
             {
                 **job.settings,
                 "training.seed": job.seed,
-                "training.steps": expected.steps,
+                # Of a sweep's cell whose steps are larger, fewer: it sees as many examples.
+                "training.steps": max(1, expected.steps * examples[0] // examples[1]),
                 "training.epochs": float(math.ceil(expected.epochs) + 1),
             }
         )
@@ -152,17 +158,22 @@ class ComparisonPlan:
     def save(self, folder: Path) -> None:
         """Write `plan.json`: what is done, and beside it what it is expected to take."""
         expected = {name: dataclasses.asdict(one) for name, one in self.expected.items()}
-        write_json_atomically(folder / FILE, {"does": self.to_dict(), "expected": expected})
+        plain = {"does": self.to_dict(), "expected": expected, "beside": dict(self.beside)}
+        write_json_atomically(folder / FILE, plain)
 
 
-def recorded_expectations(folder: Path, does: Mapping[str, Any]) -> dict[str, Expectation] | None:
+def _examples_of_step(recipe: Recipe) -> int:
+    return recipe.training.batch_size * recipe.training.accumulation
+
+
+def recorded_expectations(folder: Path, plan: ComparisonPlan) -> dict[str, Expectation] | None:
     """Return what was expected when a comparison began; None where none has.
 
     A comparison that goes on keeps its steps, even where they came from timing.
 
     Args:
         folder: of the comparison.
-        does: what `ComparisonPlan.to_dict` gives of what is asked now.
+        plan: what is asked now.
 
     Raises:
         InputError: the folder holds another comparison.
@@ -170,11 +181,17 @@ def recorded_expectations(folder: Path, does: Mapping[str, Any]) -> dict[str, Ex
     if not (folder / FILE).is_file():
         return None
     recorded = RunFolder(folder).read(folder / FILE)
-    for key, value in json.loads(json.dumps(does)).items():
-        if recorded["does"].get(key) != value:
+    was, now = recorded["does"], plan.to_dict()
+    if now["data"] == str(folder / "data"):  # the folder's own, however the folder is called
+        was = {**was, "data": now["data"]}
+    has_begun = any((folder / name).is_dir() for name in ("runs", "forgetting"))
+    if has_begun and "beside" in recorded:  # not in the oldest folders
+        was, now = {**was, **recorded["beside"]}, {**now, **plan.beside}
+    for key, value in json.loads(json.dumps(now)).items():
+        if was.get(key) != value:
             raise InputError(
                 f"output {str(folder)!r} holds another comparison: its {key} was "
-                f"{_short(recorded['does'].get(key))} and is {_short(value)} now; give another "
+                f"{_short(was.get(key))} and is {_short(value)} now; give another "
                 f"folder, or call it with what it began with"
             )
     return {name: Expectation(**one) for name, one in recorded["expected"].items()}

@@ -118,11 +118,12 @@ def record(
         all_notes.append(f"recipes are compared by {of_what}: {headline} belongs to no single item")
     all_notes += sorted({note for e in everything if (note := _energy_note(e.outcome))})
     names = ", ".join(one.name for one in plan.contestants)
+    data = plan.data_name or str(plan.request.data)
     return {
         "format": FORMAT,
-        "title": f"{names} on {plan.request.data} with {plan.request.model}",
+        "title": f"{names} on {data} with {plan.request.model}",
         "model": str(plan.request.model),
-        "data": str(plan.request.data),
+        "data": data,
         "task": plan.request.task,
         "metric": headline,
         "higher_is_better": higher,
@@ -254,13 +255,14 @@ def _columns(plan: ComparisonPlan, one: Ended) -> dict[str, float | None]:
     costs = one.folder.read(one.folder.costs)
     expected = plan.expected[one.job.recipe]
     ratio = costs["micro_batch_flops_predicted_to_counted_ratio"]
-    others = {
-        **one.outcome.measured,
+    # What was expected is of the recipe itself, and a cell's settings may change its size.
+    of_recipe = {
         "flops": expected.flops,
         "predicted_flops": expected.flops * ratio,
         "predicted_memory_bytes": expected.memory_bytes,
         "predicted_seconds": expected.seconds,
     }
+    others = {**one.outcome.measured, **({} if one.job.kind == "cell" else of_recipe)}
     return columns.of_run(one.evaluation, costs, others)
 
 
