@@ -6,9 +6,10 @@ import io
 
 from rich.console import Console
 
+from deltatune.comparison.ended import ended
 from deltatune.comparison.jobs import Outcome
 from deltatune.comparison.result_table import result_table
-from deltatune.comparison.results import ended, record
+from deltatune.comparison.results import record
 from tests import comparisons
 from tests.comparisons import drawn, finished
 

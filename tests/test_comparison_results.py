@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from deltatune.comparison.ended import chosen_rate, ended
 from deltatune.comparison.jobs import Outcome
-from deltatune.comparison.results import chosen_rate, ended, record
+from deltatune.comparison.results import record
 from tests import comparisons
 from tests.comparisons import drawn, finished
 

@@ -261,7 +261,9 @@ def main() -> None:
         if isinstance(stopped, SystemExit) and stopped.code != INTERRUPTED:
             raise
         print(
-            "deltatune: interrupted; what was saved can be resumed with --resume", file=sys.stderr
+            "deltatune: interrupted; what was saved is kept: train goes on with --resume, compare "
+            "when it is called again as it was",
+            file=sys.stderr,
         )
         raise SystemExit(1) from None
 

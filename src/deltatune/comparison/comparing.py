@@ -15,6 +15,7 @@ from deltatune.comparison.budget import Budget
 from deltatune.comparison.comparison_plan import ComparisonPlan, recorded_expectations
 from deltatune.comparison.contestants import Contestant, Given, contestants
 from deltatune.comparison.data_parts import DataParts, data_parts
+from deltatune.comparison.ended import chosen_rate, ended
 from deltatune.comparison.energy import EnergyMeter
 from deltatune.comparison.engines import Engine, engine_named
 from deltatune.comparison.expectations import expectations, warnings_of
@@ -229,7 +230,7 @@ def _carried_out(
         finals = _final_jobs(plan, jobs, runs)
         _run(plan, finals, runs, options, engine, console)
         jobs = [*jobs, *finals]
-    made = results.record(plan, results.ended(runs, jobs), notes)
+    made = results.record(plan, ended(runs, jobs), notes)
     write_json_atomically(folder / "comparison.json", made)
     write_reports(folder)
     console.print(result_table(made))
@@ -239,8 +240,8 @@ def _carried_out(
 def _final_jobs(plan: ComparisonPlan, trials: Sequence[Job], runs: Path) -> list[Job]:
     found = []
     for one in plan.contestants:
-        own = results.ended(runs, [job for job in trials if job.recipe == one.name])
-        rate = results.chosen_rate(own)
+        own = ended(runs, [job for job in trials if job.recipe == one.name])
+        rate = chosen_rate(own)
         if rate is not None:
             found += plan.final_jobs(one.name, rate)
     return found
@@ -254,7 +255,7 @@ def _run(
     engine: Engine,
     console: Console,
 ) -> None:
-    waiting = [one.job for one in results.ended(runs, jobs) if not one.outcome.has_ended]
+    waiting = [one.job for one in ended(runs, jobs) if not one.outcome.has_ended]
     request = plan.request
     orders = [
         Order(

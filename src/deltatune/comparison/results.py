@@ -6,18 +6,18 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deltatune.comparison import columns
 from deltatune.comparison.comparison_plan import RATE, ComparisonPlan
+from deltatune.comparison.ended import Ended, chosen_rate
 from deltatune.comparison.environment import environment
 from deltatune.comparison.evaluation import lower_is_better
 from deltatune.comparison.item_scores import item_scores
-from deltatune.comparison.jobs import Job, Outcome
+from deltatune.comparison.jobs import Outcome
+from deltatune.comparison.run_conditions import differing_conditions
 from deltatune.comparison.significance import (
     Difference,
     Table,
@@ -27,66 +27,10 @@ from deltatune.comparison.significance import (
 )
 from deltatune.run_folder import RunFolder
 
-__all__ = ["Ended", "chosen_rate", "ended", "record"]
+__all__ = ["record"]
 
 FORMAT = 1
 LOSS_POINTS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A job and what is left of it.
-
-    Args:
-        job: the run.
-        outcome: how it ended.
-        folder: of the run.
-    """
-
-    job: Job
-    outcome: Outcome
-    folder: RunFolder
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether there is a score."""
-        return self.outcome.status == "finished"
-
-    @property
-    def evaluation(self) -> dict[str, Any]:
-        """The evaluation after training, of a finished run."""
-        after: dict[str, Any] = self.folder.read(self.folder.evaluation)["after"]
-        return after
-
-    @property
-    def score(self) -> float:
-        """The headline of a finished run."""
-        return float(self.evaluation["metrics"][self.evaluation["headline"]])
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the job."""
-        return float(self.job.settings[RATE])
-
-
-def ended(runs: Path, jobs: Sequence[Job]) -> list[Ended]:
-    """Read how jobs ended."""
-    return [
-        Ended(job=job, outcome=Outcome.of(runs, job), folder=RunFolder(runs / job.name))
-        for job in jobs
-    ]
-
-
-def chosen_rate(trials: Sequence[Ended]) -> float | None:
-    """Return the learning rate with the best validation score, of equal ones the lowest.
-
-    None where no trial finished.
-    """
-    finished = sorted((one for one in trials if one.is_finished), key=lambda one: one.rate)
-    if not finished:
-        return None
-    sign = -1.0 if lower_is_better(finished[0].evaluation["headline"]) else 1.0
-    return max(finished, key=lambda one: sign * one.score).rate
 
 
 def record(
@@ -116,6 +60,7 @@ def record(
     all_notes = list(notes)
     if of_what not in ("", headline):
         all_notes.append(f"recipes are compared by {of_what}: {headline} belongs to no single item")
+    all_notes += differing_conditions(_alike(everything))
     all_notes += sorted({note for e in everything if (note := _energy_note(e.outcome))})
     names = ", ".join(one.name for one in plan.contestants)
     data = plan.data_name or str(plan.request.data)
@@ -153,6 +98,16 @@ def record(
         "environment": environment(),
         "notes": all_notes,
     }
+
+
+def _alike(everything: Sequence[Ended]) -> list[list[RunFolder]]:
+    """Return the folders of finished runs, of a recipe or of a sweep's cell together."""
+    groups: dict[tuple[str, int], list[RunFolder]] = {}
+    for one in everything:
+        number = one.job.number if one.job.kind == "cell" else 0
+        if one.is_finished:
+            groups.setdefault((one.job.recipe, number), []).append(one.folder)
+    return list(groups.values())
 
 
 def _energy_note(outcome: Outcome) -> str:
