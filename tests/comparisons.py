@@ -33,6 +33,7 @@ COSTS = {
     "optimizer_bytes": 80,
     "peak_memory_above_base_bytes": 1500,
     "median_step_seconds": 0.5,
+    "tokens": 300,
     "tokens_per_second": 200.0,
     "wall_seconds": 2.0,
     "micro_batch_flops_predicted_to_counted_ratio": 0.9,

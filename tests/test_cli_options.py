@@ -25,3 +25,8 @@ def test_swept_values_are_numbers_where_they_look_like_some():
 def test_swept_refuses_what_it_cannot_read(given, message):
     with pytest.raises(InputError, match=message):
         swept([given])
+
+
+def test_swept_refuses_one_field_twice():
+    with pytest.raises(InputError, match="one field twice"):
+        swept(["delta.rank=1,2", "delta.rank=4"])

@@ -41,6 +41,8 @@ def test_record_ranks_a_bad_recipe_last_and_lets_twins_tie(tmp_path):
     assert pair["mean"] == pytest.approx(means["lora"] - means["full"])
     assert found["metric"] == "accuracy"
     assert found["columns"][0]["title"] == "accuracy"
+    # Of 400 tokens that were expected the run saw 300, since an epoch ended within a step.
+    assert found["recipes"][0]["columns"]["flops"]["mean"] == pytest.approx(0.75e9)
 
 
 def test_record_turns_differences_where_lower_is_better(tmp_path):

@@ -158,9 +158,11 @@ def swept(given: list[str] | None) -> dict[str, list[Any]]:
     """Read `--sweep FIELD=a,b,c`.
 
     Raises:
-        InputError: no values, or one that YAML cannot read.
+        InputError: no equals sign, one field twice, or a value that YAML cannot read.
     """
     texts = pairs(given, "--sweep")
+    if len(texts) < len(given or []):
+        raise InputError("--sweep has one field twice: give all its values at once, FIELD=A,B,...")
     try:
         return {
             field: [_number(yaml.safe_load(value)) for value in text.split(",") if value.strip()]

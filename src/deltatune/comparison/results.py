@@ -210,9 +210,10 @@ def _columns(plan: ComparisonPlan, one: Ended) -> dict[str, float | None]:
     costs = one.folder.read(one.folder.costs)
     expected = plan.expected[one.job.recipe]
     ratio = costs["micro_batch_flops_predicted_to_counted_ratio"]
+    trained = costs["tokens"] / expected.tokens  # an epoch's last step may be smaller than the rest
     # What was expected is of the recipe itself, and a cell's settings may change its size.
     of_recipe = {
-        "flops": expected.flops,
+        "flops": expected.flops * trained,
         "predicted_flops": expected.flops * ratio,
         "predicted_memory_bytes": expected.memory_bytes,
         "predicted_seconds": expected.seconds,
