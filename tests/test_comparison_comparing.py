@@ -10,6 +10,7 @@ from rich.console import Console
 
 from deltatune.comparison import comparing, worker
 from deltatune.comparison.engines import one_after_another
+from deltatune.comparison.ray_engine import with_checkpoints
 from deltatune.errors import Diverged, InputError
 from deltatune.run_folder import RunFolder
 from tests.folders import classifications, completions, model_folder, rows_file
@@ -170,6 +171,39 @@ def test_final_runs_follow_the_best_rate_when_a_lost_trial_is_made_up_for(llama,
     engine = Here(at_most=0)
     with pytest.raises(KeyboardInterrupt):  # it is to be run, not taken from the other rate
         compared(llama, pairs, tmp_path / "out", trials=2, seeds=1, engine=engine)
+
+
+def test_a_run_that_was_killed_goes_on_under_another_engine_and_claims_no_energy(
+    llama, pairs, tmp_path, monkeypatch
+):
+    orders = []
+    with pytest.raises(KeyboardInterrupt):
+        compared(llama, pairs, tmp_path / "out", seeds=1, engine=_kept(orders))
+    (order,) = orders
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "remove_checkpoints", killed)  # after the last thing is written
+        with pytest.raises(KeyboardInterrupt):
+            worker.work(order)
+    (order.folder.evaluation).unlink()
+    outcome = worker.work(with_checkpoints(order))
+    assert outcome.status == "finished", outcome.message
+    assert order.folder.recorded_recipe().training.checkpoint_every == 0
+    assert outcome.measured["energy_kilowatt_hours"] is None
+    assert "stopped and went on" in outcome.measured["energy_source"]
+
+
+def _kept(orders):
+    """Return an engine that keeps the orders and stops."""
+
+    def engine(given, console):
+        orders.extend(given)
+        raise KeyboardInterrupt
+
+    return engine
 
 
 def test_a_folder_takes_one_comparison_at_a_time(llama, pairs, tmp_path):

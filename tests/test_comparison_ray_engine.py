@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import signal
 import sys
 from types import ModuleType
 
@@ -180,11 +182,29 @@ def test_an_error_on_a_node_fails_the_run_and_is_not_tried_again(order, monkeypa
 
 def test_being_asked_to_stop_cancels_what_is_on_its_way(order, monkeypatch, tmp_path):
     second = dataclasses.replace(order, job=dataclasses.replace(JOB, seed=1))
-    fake = Fake([Outcome(status="finished"), Interrupted("asked to stop")])
-    with pytest.raises(Interrupted):
+    fake = Fake([Outcome(status="finished")])
+    plain = fake.wait
+
+    def wait(handles, num_returns=1, timeout=None):
+        if fake.answers == [] and not fake.cancelled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(handles)
+
+    fake.wait = wait
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM: what is done is saved"):
         carried_out(monkeypatch, [order, second, second], fake)
-    assert fake.cancelled == [2]
+    assert fake.cancelled == [1, 2]
     assert fake.started[-1] == "shut down"
+    assert Outcome.of(tmp_path, JOB).status == "finished"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_was_stopped_on_its_node_is_lost_not_failed(order, monkeypatch, tmp_path):
+    error = Fake.exceptions.RayTaskError()
+    error.cause = Interrupted("asked to stop by SIGTERM")
+    said = carried_out(monkeypatch, [order], Fake([error, Outcome(status="finished")]))
+    assert "killed: Interrupted: asked to stop by SIGTERM; tried again, 1 of 2" in said
     assert Outcome.of(tmp_path, JOB).status == "finished"
 
 

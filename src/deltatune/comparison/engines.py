@@ -21,10 +21,10 @@ __all__ = [
     "ENGINES",
     "Engine",
     "engine_named",
+    "interrupted",
     "make_ready",
     "one_after_another",
     "run_worker",
-    "stoppable",
     "tell",
 ]
 
@@ -104,7 +104,7 @@ def _killed(number: signal.Signals) -> str:
 
 def _waited_for(process: subprocess.Popen[bytes]) -> int:
     """Wait for a process; if this one is asked to stop, ask it too and let it save its step."""
-    with stoppable() as ignore_signals:
+    with _stoppable() as ignore_signals:
         try:
             # Not `wait`: what Ray does to cancel a task does not wake a process from a system call.
             while process.poll() is None:
@@ -126,8 +126,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def interrupted(number: int) -> Interrupted:
+    """Return the error for a comparison that a signal has stopped."""
+    return Interrupted(
+        f"asked to stop by {signal.Signals(number).name}: what is done is saved; call the same "
+        f"command again to go on"
+    )
+
+
 @contextmanager
-def stoppable() -> Iterator[Callable[[], None]]:
+def _stoppable() -> Iterator[Callable[[], None]]:
     """Within the block being asked to stop raises `Interrupted`.
 
     Yields:
@@ -135,10 +143,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
     """
 
     def stop(number: int, frame: object) -> None:
-        raise Interrupted(
-            f"asked to stop by {signal.Signals(number).name}: what is done is saved; call the "
-            f"same command again to go on"
-        )
+        raise interrupted(number)
 
     def ignore() -> None:
         for number in numbers:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from deltatune.comparison.engines import make_ready, run_worker, stoppable, tell
+from deltatune.bridges.interruption import Interruption
+from deltatune.comparison.engines import interrupted, make_ready, run_worker, tell
 from deltatune.comparison.jobs import Outcome
 from deltatune.comparison.worker import STOPPING_SECONDS, Order
 from deltatune.errors import InputError, Interrupted
@@ -26,6 +27,7 @@ from deltatune.errors import InputError, Interrupted
 __all__ = ["Needs", "RayEngine", "carry_out", "with_checkpoints"]
 
 TRIES = 3  # of a run whose process or node is lost
+POLL_SECONDS = 1.0
 CHECKPOINTS = 4  # of a run at least, so that a lost one goes on from there
 # Of a cluster that is started here. Orders and outcomes are a few hundred bytes; Ray would keep a
 # third of the machine's memory for objects.
@@ -142,7 +144,8 @@ class _Spread:
 
     def carry_out(self, orders: Sequence[Order]) -> None:
         """Hand out all runs, and take what comes back until nothing is on its way."""
-        with stoppable() as ignore_signals, self._console.status("") as status:
+        # Within Ray's own code an exception out of a signal's handler would be lost in another.
+        with Interruption() as interruption, self._console.status("") as status:
             try:
                 for place, order in enumerate(orders):
                     make_ready(order)
@@ -150,11 +153,12 @@ class _Spread:
                 while self._at_work:
                     ended = len(orders) - len(self._at_work)
                     status.update(f"{ended} of {len(orders)} runs have ended")
-                    ready, _ = self._ray.wait(list(self._at_work), timeout=1.0)
+                    ready, _ = self._ray.wait(list(self._at_work), timeout=POLL_SECONDS)
+                    if interruption.received is not None:
+                        raise interrupted(interruption.received)
                     for handle in ready:
                         self._take(handle, len(orders))
             finally:
-                ignore_signals()
                 self._cancel()
 
     def _hand_out(self, one: _Try) -> None:
