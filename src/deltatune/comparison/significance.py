@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]  # it has no annotations
 
+from deltatune.comparison.seed_spread import SeedSpread
 from deltatune.errors import InputError
 from deltatune.seeds import seed_for
 
@@ -74,6 +75,7 @@ class _Variances:
     of_seeds: float
     of_items: float
     of_rest: float
+    seed_freedom: float
 
     @classmethod
     def of(cls, table: Table) -> _Variances:
@@ -87,7 +89,16 @@ class _Variances:
             of_seeds=items * float(rows.var(ddof=1)),
             of_items=seeds * float(columns.var(ddof=1)),
             of_rest=float((rest**2).sum()) / freedom,
+            seed_freedom=seeds - 1,
         )
+
+    def moderated(self, prior: SeedSpread) -> _Variances:
+        """Return the same with the variance between seeds drawn towards that of all recipes."""
+        own, freedom = self.of_seeds / self.items, self.seeds - 1
+        # A difference has the variances of two recipes.
+        weighted = prior.freedom * 2 * prior.variance + freedom * own
+        between = weighted / (prior.freedom + freedom)
+        return replace(self, of_seeds=self.items * between, seed_freedom=prior.freedom + freedom)
 
     @property
     def of_mean(self) -> float:
@@ -99,7 +110,7 @@ class _Variances:
     def freedom(self) -> float:
         """Degrees of freedom of `of_mean`."""
         total = self.of_mean * self.seeds * self.items
-        parts = self.of_seeds**2 / (self.seeds - 1) + self.of_items**2 / (self.items - 1)
+        parts = self.of_seeds**2 / self.seed_freedom + self.of_items**2 / (self.items - 1)
         return total**2 / parts if parts > 0 else math.inf
 
     def items_for(self, difference: float) -> float:
@@ -119,7 +130,8 @@ def compare_pair(
     The interval is a paired bootstrap over items and seeds, widened to what so few seeds can say:
     three seeds drawn with replacement vary less than three new ones would, and by how much follows
     from the variances of the table. In simulations it covers the true difference in 93 to 97 % of
-    cases; at the lower end where seeds make most of the spread and there are three of them.
+    cases; at the lower end where seeds make most of the spread and there are three of them. Among
+    many recipes use `compare_pairs`, which learns the spread over seeds from all of them.
 
     Args:
         first: a name in `scores`.
@@ -131,11 +143,16 @@ def compare_pair(
     Raises:
         InputError: tables that do not fit each other, or hold no item.
     """
-    return _compared(first, second, scores, _deviations(scores, (first, second), seed, draws))
+    deviations = _deviations(scores, (first, second), seed, draws)
+    return _compared(first, second, scores, deviations, SeedSpread.unknown())
 
 
 def _compared(
-    first: str, second: str, scores: Mapping[str, Table], deviations: Mapping[str, Table]
+    first: str,
+    second: str,
+    scores: Mapping[str, Table],
+    deviations: Mapping[str, Table],
+    prior: SeedSpread,
 ) -> Difference:
     table = _paired(first, second, scores)
     mean = float(table.mean())
@@ -143,6 +160,8 @@ def _compared(
     if min(table.shape) < 2:
         return found
     variances = _Variances.of(table)
+    if variances.of_mean > 0:  # else the same, or apart alike, in every item and seed
+        variances = variances.moderated(prior)
     error = math.sqrt(variances.of_mean)
     if error == 0:  # the same difference everywhere: recipes that answer alike, or always apart
         p_value = 1.0 if mean == 0 else 0.0
@@ -223,6 +242,11 @@ def compare_pairs(
 ) -> list[Difference]:
     """Compare every two recipes, with Holm's correction over all pairs.
 
+    From three recipes on, the variance between seeds is moderated (see `SeedSpread`). In
+    simulations without any difference, with 3 to 30 recipes and 3 or 5 seeds, 3 to 8 % of the
+    comparisons found one somewhere; 17 % where the recipes' own spreads differ by a factor of three
+    from each other.
+
     Args:
         scores: name -> `(seeds, items)`, higher is better.
         seed: of the bootstrap.
@@ -234,8 +258,9 @@ def compare_pairs(
     if len(scores) < 2:
         return []
     deviations = _deviations(scores, list(scores), seed, draws)
+    prior = SeedSpread.of([np.asarray(table, np.float64) for table in scores.values()])
     pairs = itertools.combinations(scores, 2)
-    found = [_compared(a, b, scores, deviations) for a, b in pairs]
+    found = [_compared(a, b, scores, deviations, prior) for a, b in pairs]
     corrected = adjusted([difference.p_value for difference in found])
     return [
         replace(difference, adjusted_p_value=p)
