@@ -276,7 +276,7 @@ def test_bad_input_stops_before_anything_runs(llama, pairs, tmp_path, options, m
     with pytest.raises(InputError, match=message):
         compared(llama, pairs, tmp_path / "out", **{"engine": engine, **options})
     assert engine.done == []
-    assert not (tmp_path / "out" / "runs").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_comparison_in_the_same_folder_is_refused(llama, pairs, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,25 +129,17 @@ def compare(
     if forgetting:
         load_examples(forgetting)
     _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not locks_work(folder):
-        console.print(f"note: {UNLOCKED}", highlight=False, markup=False)
-    with held(folder / LOCK, f"output {str(folder)!r}"):
-        parts = data_parts(data, folder / "data", columns=columns, task=task)
-        request = Request(
-            model=model,
-            data=parts.source,
-            columns=parts.columns,
-            task=parts.task,
-            allow_remote_code=allow_remote_code,
-            metric=metric,
-        )
-        beside = {"forgetting": str(forgetting), "grid_intensity": grid_intensity}
-        plan = _planned(request, chosen, terms, parts, beside, folder, console)
-        notes = _notes(plan, parts)
-        console.print(plan.table())
-        for note in notes:
-            console.print(f"note: {note}", highlight=False, markup=False)
+    request = Request(
+        model=model,
+        data=data,
+        columns=columns,
+        task=task,
+        allow_remote_code=allow_remote_code,
+        metric=metric,
+    )
+    beside = {"forgetting": str(forgetting), "grid_intensity": grid_intensity}
+    with _worked_on(folder, console):
+        plan, notes = _planned(request, chosen, terms, beside, folder, console)
         if dry_run:
             return Comparison(folder=folder, record={"plan": plan.to_dict(), "notes": notes})
         kept = held_out_data(model, forgetting or None, folder / "forgetting")
@@ -165,27 +160,41 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {str(folder)!r} is a file: give the path of a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "plan.json").is_file():
-        ours = {
-            "data",
-            "runs",
-            LOCK,
-        }  # of a comparison that was stopped before its plan was written
+        ours = {"data", LOCK}  # of a comparison that was stopped before its plan was written
         if {entry.name for entry in folder.iterdir()} - ours:
             raise InputError(
                 f"output {str(folder)!r} is not empty and holds no comparison: give another folder"
             )
 
 
+@contextlib.contextmanager
+def _worked_on(folder: Path, console: Console) -> Iterator[None]:
+    """Hold the folder alone; bad input that shows before the plan stands leaves nothing behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not locks_work(folder):
+        console.print(f"note: {UNLOCKED}", highlight=False, markup=False)
+    try:
+        with held(folder / LOCK, f"output {str(folder)!r}"):
+            yield
+    except InputError:
+        if not (folder / "plan.json").exists() and not (folder / LOCK).exists():
+            shutil.rmtree(folder / "data", ignore_errors=True)
+            with contextlib.suppress(OSError):  # something else lies there
+                folder.rmdir()
+        raise
+
+
 def _planned(
-    request: Request,
+    asked: Request,
     chosen: Sequence[Contestant],
     terms: Terms,
-    parts: DataParts,
     beside: Mapping[str, Any],
     folder: Path,
     console: Console,
-) -> ComparisonPlan:
-    """Return the plan, as it was when the comparison began."""
+) -> tuple[ComparisonPlan, list[str]]:
+    """Return the plan, as it was when the comparison began, and what a reader should know."""
+    parts = data_parts(asked.data, folder / "data", columns=asked.columns, task=asked.task)
+    request = dataclasses.replace(asked, data=parts.source, columns=parts.columns, task=parts.task)
     plan = ComparisonPlan(
         request=request,
         contestants=tuple(chosen),
@@ -198,7 +207,11 @@ def _planned(
     expected = recorded_expectations(folder, plan)
     plan = plan.expecting(expected or expectations(request, chosen, terms, console))
     plan.save(folder)
-    return plan
+    notes = _notes(plan, parts)
+    console.print(plan.table())
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    return plan, notes
 
 
 def _notes(plan: ComparisonPlan, parts: DataParts) -> list[str]:
