@@ -58,7 +58,7 @@ def expectations(
     Raises:
         InputError: a recipe that cannot run here, or a budget below one step of each run.
     """
-    expected = {}
+    expected: dict[str, Expectation] = {}
     for one in contestants:
         with console.status(f"looking at {one.name}"):
             try:
