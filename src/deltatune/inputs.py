@@ -17,6 +17,7 @@ from deltatune.data.loading import Examples
 from deltatune.data.showing import show_example
 from deltatune.data.tasks import TASKS
 from deltatune.errors import InputError
+from deltatune.notes import tell
 from deltatune.settings import Training
 
 __all__ = ["Collate", "inputs_of", "pixels_for"]
@@ -40,8 +41,7 @@ def inputs_of(
     """
     encoded, collate = _READERS[TASKS[examples.task].reads](examples, base, training, console)
     console.print(encoded.supervision.table())
-    for note in encoded.supervision.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+    tell(console, encoded.supervision.notes)
     encoded.supervision.check()
     console.print("first example:", show_example(encoded, base.processor))
     return encoded, collate

@@ -25,6 +25,7 @@ from deltatune.data.loading import Examples, load
 from deltatune.data.yardstick import Yardstick
 from deltatune.errors import InputError
 from deltatune.inputs import inputs_of
+from deltatune.notes import tell
 from deltatune.objectives.chosen import objective_for
 from deltatune.optimizers import check_can_run
 from deltatune.part import Selection
@@ -171,8 +172,7 @@ def _questions(
         split=request.split_of(examples),
         max_length=encoded.supervision.max_length,
     )
-    for note in asked.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+    tell(console, asked.notes)
     return asked
 
 

@@ -32,8 +32,8 @@ from deltatune.data.loading import load as load_examples
 from deltatune.errors import InputError
 from deltatune.file_lock import held, locks_work
 from deltatune.files import write_json_atomically
+from deltatune.notes import tell
 from deltatune.request import Request
-from deltatune.run_folder import RunFolder
 
 __all__ = ["Comparison", "compare"]
 
@@ -172,7 +172,7 @@ def _worked_on(folder: Path, console: Console) -> Iterator[None]:
     """Hold the folder alone; bad input that shows before the plan stands leaves nothing behind."""
     folder.mkdir(parents=True, exist_ok=True)
     if not locks_work(folder):
-        console.print(f"note: {UNLOCKED}", highlight=False, markup=False)
+        tell(console, [UNLOCKED])
     try:
         with held(folder / LOCK, f"output {str(folder)!r}"):
             yield
@@ -209,8 +209,7 @@ def _planned(
     plan.save(folder)
     notes = _notes(plan, parts)
     console.print(plan.table())
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+    tell(console, notes)
     return plan, notes
 
 
@@ -287,13 +286,3 @@ def _run(
     ]
     if orders:
         engine(orders, console)
-
-
-def load(folder: str | Path) -> Comparison:
-    """Read a finished comparison.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(folder)
-    return Comparison(folder=path, record=RunFolder(path).read(path / "comparison.json"))
