@@ -12,6 +12,7 @@ import yaml
 
 from deltatune import parts
 from deltatune.comparison.jobs import file_name
+from deltatune.comparison.terms import OF_BUDGET
 from deltatune.errors import InputError
 from deltatune.recipe import Recipe, read
 from deltatune.settings import Training
@@ -32,7 +33,6 @@ SHARED = (
     "seed",
     "steps",
 )
-OF_BUDGET = ("epochs", "seed", "steps")
 LONGEST_NAME = 150  # bytes in names of files, which may have 255, with kind, seed and ending
 EXPONENT = 0.5  # of ten, between one learning rate that is tried and the next
 

@@ -11,9 +11,9 @@ from typing import Any
 from deltatune.comparison.budget import Budget
 from deltatune.errors import InputError
 
-__all__ = ["Terms"]
+__all__ = ["OF_BUDGET", "Terms"]
 
-OF_BUDGET = ("training.epochs", "training.seed", "training.steps")
+OF_BUDGET = ("epochs", "seed", "steps")  # fields of `training` that budget and seeds set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Terms:
         for field_name, values in self.sweep.items():
             if not values:
                 raise InputError(f"sweep of {field_name!r} has no values: give at least one")
-            if field_name in OF_BUDGET:
+            if field_name in {f"training.{name}" for name in OF_BUDGET}:
                 raise InputError(
                     f"{field_name!r} cannot be swept: the budget and the seeds set it; sweep "
                     f"another field"
