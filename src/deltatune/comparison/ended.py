@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Ended:
         """Whether there is a score."""
         return self.outcome.status == "finished"
 
-    @property
+    @functools.cached_property  # score, columns and comparisons all ask for it
     def evaluation(self) -> dict[str, Any]:
         """The evaluation after training, of a finished run."""
         after: dict[str, Any] = self.folder.read(self.folder.evaluation)["after"]

@@ -25,6 +25,7 @@ from deltatune.comparison.significance import (
     compare_pairs,
     ranks,
 )
+from deltatune.comparison.sweep_grid import sweep_grid
 from deltatune.run_folder import RunFolder
 
 __all__ = ["record"]
@@ -57,19 +58,9 @@ def record(
     sign = 1.0 if higher else -1.0
     pairs = compare_pairs({name: sign * table for name, table in tables.items()})
     places = ranks(list(tables), pairs)
-    all_notes = list(notes)
-    if of_what not in ("", headline):
-        all_notes.append(f"recipes are compared by {of_what}: {headline} belongs to no single item")
-    all_notes += differing_conditions(_alike(everything))
-    all_notes += sorted({note for e in everything if (note := _energy_note(e.outcome))})
-    names = ", ".join(one.name for one in plan.contestants)
-    data = plan.data_name or str(plan.request.data)
     return {
         "format": FORMAT,
-        "title": f"{names} on {data} with {plan.request.model}",
-        "model": str(plan.request.model),
-        "data": data,
-        "task": plan.request.task,
+        **_about(plan),
         "metric": headline,
         "higher_is_better": higher,
         "chance": first and first["chance"],
@@ -82,22 +73,48 @@ def record(
         ],
         "runs": [_run(plan, e) for e in everything],
         "differences": [_plain(_turned(pair, sign)) for pair in pairs],
-        "sweep": _sweep(plan, everything),
-        "plan": {
-            "jobs": [e.job.to_dict() for e in everything],
-            "predicted": {
-                name: {
-                    "seconds": expected.seconds * plan.terms.runs,
-                    "memory_bytes": expected.memory_bytes,
-                }
-                for name, expected in plan.expected.items()
-            },
-            "expected": {n: dataclasses.asdict(one) for n, one in plan.expected.items()},
-            "lines": list(notes),
-        },
+        "sweep": sweep_grid(plan, everything),
+        "plan": _plan(plan, everything, notes),
         "environment": environment(),
-        "notes": all_notes,
+        "notes": [*notes, *_notes(everything, headline, of_what)],
     }
+
+
+def _about(plan: ComparisonPlan) -> dict[str, Any]:
+    names = ", ".join(one.name for one in plan.contestants)
+    data = plan.data_name or str(plan.request.data)
+    return {
+        "title": f"{names} on {data} with {plan.request.model}",
+        "model": str(plan.request.model),
+        "data": data,
+        "task": plan.request.task,
+    }
+
+
+def _plan(
+    plan: ComparisonPlan, everything: Sequence[Ended], notes: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "jobs": [e.job.to_dict() for e in everything],
+        "predicted": {
+            name: {
+                "seconds": expected.seconds * plan.terms.runs,
+                "memory_bytes": expected.memory_bytes,
+            }
+            for name, expected in plan.expected.items()
+        },
+        "expected": {n: dataclasses.asdict(one) for n, one in plan.expected.items()},
+        "lines": list(notes),
+    }
+
+
+def _notes(everything: Sequence[Ended], headline: str, of_what: str) -> list[str]:
+    """Return what a reader should know of the runs as they were made."""
+    notes = []
+    if of_what not in ("", headline):
+        notes.append(f"recipes are compared by {of_what}: {headline} belongs to no single item")
+    notes += differing_conditions(_alike(everything))
+    return notes + sorted({note for e in everything if (note := _energy_note(e.outcome))})
 
 
 def _alike(everything: Sequence[Ended]) -> list[list[RunFolder]]:
@@ -271,25 +288,3 @@ def _plain(pair: Difference) -> dict[str, Any]:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-def _sweep(plan: ComparisonPlan, everything: Sequence[Ended]) -> dict[str, Any] | None:
-    """Return the grid of scores, means over the seeds, the second field downwards."""
-    if not plan.terms.sweep:
-        return None
-    fields, values = list(plan.terms.sweep), [list(v) for v in plan.terms.sweep.values()]
-    columns_, rows = values[0], values[1] if len(values) > 1 else [None]
-    cells, messages = [], []
-    for y in range(len(rows)):
-        of_cells = [_cell(everything, x * len(rows) + y) for x in range(len(columns_))]
-        cells.append([score for score, _ in of_cells])
-        messages.append([message for _, message in of_cells])
-    return {"fields": fields, "values": values, "cells": cells, "messages": messages}
-
-
-def _cell(everything: Sequence[Ended], number: int) -> tuple[float | None, str]:
-    own = [one for one in everything if one.job.number == number]
-    lost = [one for one in own if not one.is_finished]
-    if lost:
-        return None, f"{lost[0].outcome.status}: {lost[0].outcome.message}"
-    return statistics.mean(one.score for one in own), ""
