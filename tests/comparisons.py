@@ -15,6 +15,7 @@ from deltatune.comparison.contestants import contestants
 from deltatune.comparison.expectations import Expectation
 from deltatune.comparison.jobs import Job, Outcome
 from deltatune.comparison.terms import Terms
+from deltatune.comparison.worker import Order
 from deltatune.request import Request
 
 EXPECTED = Expectation(
@@ -92,3 +93,20 @@ def drawn(rate: float, name: str, seed: int, items: int = 300) -> list[dict[str,
     noise = np.random.default_rng([seed, *name.encode()]).random(items)
     right = 0.8 * hardness + 0.2 * noise < rate
     return [{"correct": bool(one), "loss": float(1 - one)} for one in right]
+
+
+def order(runs: Path, job: Job, recipe: Mapping[str, Any]) -> Order:
+    """Return what a process is told of one run, of a model and data that nobody loads."""
+    return Order(
+        job=job,
+        recipe=recipe,
+        runs=str(runs),
+        model="m",
+        data="d",
+        columns=None,
+        task=None,
+        metric="",
+        allow_remote_code=False,
+        forgetting_data="",
+        grid_intensity=None,
+    )

@@ -16,28 +16,16 @@ from rich.console import Console
 from deltatune.comparison import engines, worker
 from deltatune.comparison.comparison_plan import RATE
 from deltatune.comparison.jobs import Job, Outcome
-from deltatune.comparison.worker import Order
 from deltatune.errors import InputError, Interrupted
 from deltatune.file_lock import held
+from tests import comparisons
 
 JOB = Job(recipe="lora", kind="final", settings={}, seed=0, scored_on="test")
 
 
 @pytest.fixture
 def order(tmp_path):
-    return Order(
-        job=JOB,
-        recipe={},
-        runs=str(tmp_path),
-        model="m",
-        data="d",
-        columns=None,
-        task=None,
-        metric="",
-        allow_remote_code=False,
-        forgetting_data="",
-        grid_intensity=None,
-    )
+    return comparisons.order(tmp_path, JOB, {})
 
 
 def script(tmp_path, monkeypatch, text):

@@ -16,8 +16,8 @@ from deltatune.comparison import ray_engine
 from deltatune.comparison.engines import engine_named
 from deltatune.comparison.jobs import Job, Outcome
 from deltatune.comparison.ray_engine import Needs, RayEngine, carry_out, with_checkpoints
-from deltatune.comparison.worker import Order
 from deltatune.errors import InputError, Interrupted
+from tests import comparisons
 
 JOB = Job(recipe="lora", kind="final", settings={}, seed=0, scored_on="test")
 
@@ -78,18 +78,8 @@ class Fake(ModuleType):
 
 @pytest.fixture
 def order(tmp_path):
-    return Order(
-        job=JOB,
-        recipe={"training": {"checkpoint_every": 0, "steps": 42, "seed": 0}},
-        runs=str(tmp_path),
-        model="m",
-        data="d",
-        columns=None,
-        task=None,
-        metric="",
-        allow_remote_code=False,
-        forgetting_data="",
-        grid_intensity=None,
+    return comparisons.order(
+        tmp_path, JOB, {"training": {"checkpoint_every": 0, "steps": 42, "seed": 0}}
     )
 
 
