@@ -64,6 +64,7 @@ def finetune(
     scored_on: str = "",
     metric: str = "",
     console: Console | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> Run:
     """Fine-tune a model on data by a recipe, and write everything that matters to a folder.
 
@@ -82,6 +83,8 @@ def finetune(
             answers that are generated to the first 200 examples; if not given, what an offline
             task measures, and the loss of other data.
         console: where to show progress; the terminal's standard error if not given.
+        before: scores of the untrained model on the same part, as an earlier run of the same seed
+            has them in `evaluation.json`; measured if not given.
 
     Returns:
         The finished run.
@@ -114,16 +117,24 @@ def finetune(
         folder.check_same(chosen, plan.inputs)
     else:
         folder.open(resume=False)
-    return _work(plan, folder, resume=resume, console=console)
+    return _work(plan, folder, before, resume=resume, console=console)
 
 
-def _work(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> Run:
+def _work(
+    plan: Plan,
+    folder: RunFolder,
+    before: Mapping[str, Any] | None,
+    *,
+    resume: bool,
+    console: Console,
+) -> Run:
     """Begin or go on; bad input that shows only now leaves nothing behind of a fresh run."""
     try:
         if not resume:
             _check_room(folder.path, plan)
             folder.begin(plan.recipe, {"inputs": plan.inputs, **environment()}, plan.base_record)
-        return _train(plan, folder, resume=resume, console=console)
+        scores = run_scores.before(plan, folder, before)
+        return _train(plan, folder, scores, resume=resume, console=console)
     except InputError:
         if not resume:
             folder.discard_if_untrained()
@@ -142,8 +153,14 @@ def _work(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> R
         ) from error
 
 
-def _train(plan: Plan, folder: RunFolder, *, resume: bool, console: Console) -> Run:
-    before = run_scores.before(plan, folder)
+def _train(
+    plan: Plan,
+    folder: RunFolder,
+    before: Mapping[str, Any],
+    *,
+    resume: bool,
+    console: Console,
+) -> Run:
     checkpoint = session.latest(folder.checkpoints) if resume else None
     if resume and checkpoint is None:
         console.print("note: no checkpoint is complete yet: training starts at the first step")

@@ -23,8 +23,10 @@ EVALUATED_AT_MOST = 2000
 COLLAPSED_FROM_STEPS = 60  # a shorter run may only not have learnt yet
 
 
-def before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
-    """Score the untrained model, or take the scores that an interrupted run already has.
+def before(
+    plan: Plan, folder: RunFolder, known: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """Score the untrained model, or take the scores that an interrupted or an equal run has.
 
     Raises:
         InputError: the model refuses the examples, or gives no finite numbers on them.
@@ -32,6 +34,9 @@ def before(plan: Plan, folder: RunFolder) -> Mapping[str, Any]:
     if folder.evaluation.is_file():
         recorded: Mapping[str, Any] = folder.read(folder.evaluation)["before"]
         return recorded
+    if known is not None:
+        write_json_atomically(folder.evaluation, {"before": known})
+        return known
     try:
         with plan.carrier.disabled(plan.model):  # a prefix acts from its random start on
             scores = _evaluate(plan)

@@ -67,7 +67,9 @@ class Forgetting:
         return self.tuned_loss - self.base_loss
 
 
-def forgetting(run: str | Path, data: Any = None, at_most: int = 64) -> Forgetting:
+def forgetting(
+    run: str | Path, data: Any = None, at_most: int = 64, base_loss: float | None = None
+) -> Forgetting:
     """Measure how the loss on data that a base could do rose by tuning.
 
     Base and tuned model are scored in float32 on the same examples of a part that is not for
@@ -79,6 +81,8 @@ def forgetting(run: str | Path, data: Any = None, at_most: int = 64) -> Forgetti
         data: anything `deltatune.data.loading.load` takes; if not given, what the packaged base was
             pre-trained on.
         at_most: only the first so many examples (of plain text: blocks of 512 tokens).
+        base_loss: of the same base on the same examples, where another run has it; measured if not
+            given.
 
     Returns:
         The losses, or the reason why there are none.
@@ -107,7 +111,7 @@ def forgetting(run: str | Path, data: Any = None, at_most: int = 64) -> Forgetti
             reason=f"{inputs['model']} has no trained head for {examples.source}: it could not do "
             f"that before",
         )
-    return _measured(run, base, examples, inputs, at_most)
+    return _measured(run, base, examples, inputs, at_most, base_loss)
 
 
 def held_out_data(model: str | Path, data: Any, folder: Path) -> str:
@@ -153,7 +157,12 @@ def _held_out(examples: Examples) -> Examples:
 
 
 def _measured(
-    run: str | Path, base: Base, examples: Examples, inputs: Mapping[str, Any], at_most: int
+    run: str | Path,
+    base: Base,
+    examples: Examples,
+    inputs: Mapping[str, Any],
+    at_most: int,
+    base_loss: float | None,
 ) -> Forgetting:
     quiet = Console(file=io.StringIO())
     encoded, collate = inputs_of(examples, base, Training(max_length=LENGTH), quiet)
@@ -176,7 +185,8 @@ def _measured(
         items=min(at_most, len(encoded.splits["train"])),
         unit=UNITS[TASKS[examples.task].answers],
     )
-    base_loss = loss(base.model)
+    if base_loss is None:
+        base_loss = loss(base.model)
     try:
         tuned = _doing(exporting.load(run), base.model, examples, inputs)
     except NotComposable as error:

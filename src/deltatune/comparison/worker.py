@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from deltatune.comparison.base_scores import BaseScores
 from deltatune.comparison.calibration_error import expected_calibration_error
 from deltatune.comparison.energy import EnergyMeter
 from deltatune.comparison.forgetting import forgetting
@@ -88,6 +89,11 @@ class Order:
         return Path(self.runs) / f"{self.job.name}.log"
 
     @property
+    def base_scores(self) -> BaseScores:
+        """What the base scores, for all runs of the comparison."""
+        return BaseScores(Path(self.runs).parent / "base")
+
+    @property
     def lock(self) -> Path:
         """Held by the process that does the run."""
         return Path(self.runs) / f"{self.job.name}.lock"
@@ -153,14 +159,21 @@ def _train(order: Order) -> None:
         allow_remote_code=order.allow_remote_code,
         resume=begun,
         console=Console(stderr=True, width=120),
+        before=order.base_scores.before(order.job),
     )
+    order.base_scores.keep_before(order.job, order.folder)
 
 
 def _forgetting(order: Order) -> dict[str, Any]:
     try:
-        found = forgetting(order.folder.path, order.forgetting_data or None)
+        found = forgetting(
+            order.folder.path,
+            order.forgetting_data or None,
+            base_loss=order.base_scores.held_out_loss(),
+        )
     except InputError as error:  # data that this base cannot read: the run itself is done
         return {"forgetting": None, "forgetting_note": str(error)}
+    order.base_scores.keep_held_out_loss(found.base_loss)
     return {
         "forgetting": found.rise,
         "forgetting_note": found.reason,
