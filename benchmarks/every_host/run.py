@@ -3,7 +3,10 @@
 Twelve ways of fine-tuning, each on query, key and value at one rate, on query and value at one
 rate, and on query and value with four times the rate for the value. MRPC and CoLA with the packaged
 encoder, entity tracking and docstring matching with `nano`. Every contestant gets the same tokens
-in the same order, two learning rates to choose from on the validation part, and three seeds.
+in the same order, two learning rates to choose from on the validation part, and three seeds, in
+bfloat16.
+
+MRPC takes so many tokens because nothing leaves the majority class on this encoder in 100,000.
 
 Each of the four is a `deltatune.compare` of its own, and all go on where they were when called
 again. `--data NAME` runs one of them, two calls side by side keep two cores busy; a last call
@@ -68,13 +71,13 @@ class Case:
 
 
 def cases(data: Path) -> dict[str, Case]:
-    encoder = {"model": ENCODER, "batch_size": 16, "max_length": 96}
+    encoder = {"model": ENCODER, "max_length": 96}
     nano = {"model": "deltatune/nano", "batch_size": 16, "max_length": 192, "rate_factor": 5.0}
     return {
-        "mrpc": Case(data=str(data / "mrpc"), tokens=100_000, **encoder),
-        "cola": Case(data=str(data / "cola"), tokens=55_000, **encoder),
-        "boxes": Case(data="deltatune/boxes", tokens=105_000, **nano),
-        "docstring-matching": Case(data="deltatune/docstring-matching", tokens=85_000, **nano),
+        "mrpc": Case(data=str(data / "mrpc"), tokens=160_000, batch_size=8, **encoder),
+        "cola": Case(data=str(data / "cola"), tokens=80_000, batch_size=16, **encoder),
+        "boxes": Case(data="deltatune/boxes", tokens=80_000, **nano),
+        "docstring-matching": Case(data="deltatune/docstring-matching", tokens=70_000, **nano),
     }
 
 
@@ -106,6 +109,7 @@ def compared(name: str, case: Case, folder: Path, *, dry_run: bool) -> None:
         assignments={
             "training.batch_size": case.batch_size,
             "training.max_length": case.max_length,
+            "training.precision": "bfloat16",
         },
         dry_run=dry_run,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from deltatune.bridges.data_order import DataOrder
 from deltatune.bridges.lean_batches import LeanBatches, lean_batches
 from deltatune.bridges.optimizer import attach_optimizer
 from deltatune.bridges.rhythm import keep_rhythm
+from deltatune.bridges.short_attention import short_attention
 from deltatune.bridges.trainer import with_objective
 from deltatune.comparison.costs import CostMeter
 from deltatune.data.collating import Collator
@@ -36,6 +39,7 @@ class _Metered(Trainer):
 
     data_order: DataOrder
     tokens_in: Callable[[Mapping[str, Tensor]], tuple[int, int]]
+    attention: Callable[[], AbstractContextManager[Any]]
     tokens_of_step = 0
     padded_tokens_of_step = 0
 
@@ -46,7 +50,8 @@ class _Metered(Trainer):
         tokens, padded = self.tokens_in(inputs)
         self.tokens_of_step += tokens
         self.padded_tokens_of_step += padded
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with self.attention():
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
@@ -233,6 +238,9 @@ def _bare_trainer(
     trainer.notes = (*lean.notes, *_repeat_note(len(examples), args))
     trainer.data_order = order
     trainer.tokens_in = collate.tokens_in
+    trainer.attention = functools.partial(
+        short_attention, model, in_bfloat16=training.precision == "bfloat16"
+    )
     trainer.remove_callback(PrinterCallback)  # our progress shows what it would print
     return trainer
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from deltatune.bridges.attention_implementations import AttentionImplementations
 from deltatune.bridges.data_order import DataOrder
 from deltatune.bridges.lean_batches import LeanBatches, lean_batches
+from deltatune.bridges.short_attention import short_attention
 from deltatune.comparison.costs import trying
 from deltatune.objectives.objective import RowObjective
 from deltatune.plan import Plan
@@ -67,15 +68,17 @@ def tried(plan: Plan, rows: Sequence[int]) -> Iterator[Callable[[], Tensor]]:
             key: value.to(device) if isinstance(value, Tensor) else value
             for key, value in lean.collate([train[row] for row in rows]).items()
         }
-        in_bfloat16 = training.precision == "bfloat16" and plan.trains_base
+        in_bfloat16 = training.precision == "bfloat16"
 
         def loss() -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=in_bfloat16 and plan.trains_base
+            ):
                 total = _total(plan, lean, batch)
             mean: Tensor = total / plan.objective.count(batch).clamp(min=1)
             return mean
 
-        with trying(plan.model):
+        with trying(plan.model), short_attention(plan.model, in_bfloat16=in_bfloat16):
             yield loss
     finally:
         attention.restore()
