@@ -35,7 +35,7 @@ class Alternate:
     def factors(self, parameters: Any, sites: Any) -> dict[str, Factor]:
         return {}
 
-    def live(self, step: int, parameters: Any) -> frozenset[str] | None:
+    def live(self, step: int, parameters: Any, *, steps: int) -> frozenset[str] | None:
         role = ("query", "value")[step % 2]
         return frozenset(p.name for p in parameters if p.role == role)
 

@@ -164,7 +164,7 @@ def test_chain_joins_labels_without_repeating_them(sites: Sites) -> None:
 
 def test_chain_of_nothing_is_the_identity(sites: Sites) -> None:
     assert Chain().factors(ALL, sites) == {}
-    assert Chain().live(0, ALL) is None
+    assert Chain().live(0, ALL, steps=1) is None
     assert not Chain().changes_who_trains
 
 
@@ -177,7 +177,7 @@ class _Live:
     def factors(self, parameters: Any, sites: Any) -> dict[str, Factor]:
         return {}
 
-    def live(self, step: int, parameters: Any) -> frozenset[str] | None:
+    def live(self, step: int, parameters: Any, *, steps: int) -> frozenset[str] | None:
         return self.names
 
 
@@ -185,7 +185,7 @@ def test_chain_trains_what_is_live_under_every_rule(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(chains, "declaration_of", lambda update, room: None)
     chain = Chain(updates=(_Live("a", "b"), Ratios(), _Live("b", "c")))
     assert chain.changes_who_trains
-    assert chain.live(0, ALL) == {"b"}
+    assert chain.live(0, ALL, steps=1) == {"b"}
 
 
 def test_chain_refuses_what_is_no_update() -> None:

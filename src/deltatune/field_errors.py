@@ -13,6 +13,7 @@ __all__ = ["explained"]
 
 # How pydantic begins what it says about a value.
 _BEGINNINGS = ("Input should be ", "Value error, ")
+_SURPLUS = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
@@ -76,7 +77,7 @@ def _allowed(complaints: list[Any]) -> str:
             text = text.removeprefix(beginning)
         if complaint["type"] in _MISSING:
             text = f"a mapping with {complaint['loc'][-1]!r}"
-        if complaint["type"] == "extra_forbidden":
+        if complaint["type"] in _SURPLUS:
             continue  # of a form that was not meant, or the only complaint: see below
         said.append(text)
     return " or ".join(dict.fromkeys(said)) or "none of this name: leave it out"

@@ -146,7 +146,9 @@ def to_plain(options: object, room: str) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return to_plain(value, room)
+            if any(type(value) is part.options for part in known(room).values()):
+                return to_plain(value, room)
+            return {name: plain(getattr(value, name)) for name in _names(value)}
         if isinstance(value, Mapping):
             return {str(key): plain(item) for key, item in value.items()}
         if isinstance(value, (tuple, list, set, frozenset)):
@@ -154,11 +156,12 @@ def to_plain(options: object, room: str) -> dict[str, Any]:
             return [plain(item) for item in items]
         return value
 
-    fields = {
-        field.name: plain(getattr(options, field.name))
-        for field in dataclasses.fields(declaration.options)
-    }
+    fields = {name: plain(getattr(options, name)) for name in _names(declaration.options)}
     return {"kind": declaration.name, **fields}
+
+
+def _names(options: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(options)]
 
 
 def from_plain(plain: Any, room: str, *, where: str = "") -> Any:
@@ -196,7 +199,7 @@ def _nested(value: Any, room: str, where: str) -> Any:
 
 def validated(options: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     """Build a dataclass from plain fields; errors name the field's path, the value and the fix."""
-    names = [field.name for field in dataclasses.fields(options)]
+    names = _names(options)
     for key in fields:
         if key not in names:
             raise unknown_name(f"{where}: key", key, names)

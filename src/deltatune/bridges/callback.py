@@ -9,15 +9,17 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import Trainer, TrainerCallback
 
 from deltatune.bridges.interruption import Interruption
 from deltatune.bridges.movement import Movement
 from deltatune.bridges.names import trained_parameters
 from deltatune.bridges.trainer import ObjectiveTrainer
+from deltatune.bridges.turns import Turns
 from deltatune.errors import Diverged, InputError, Interrupted, NotComposable
 from deltatune.sites import Sites
-from deltatune.updates.update import TrainedParameter, Update
+from deltatune.updates.update import Update
 
 __all__ = ["DeltaCallback"]
 
@@ -39,8 +41,9 @@ class DeltaCallback(TrainerCallback):
             batches are noisy, and a run that has only not learnt yet stands right at it.
         warmup_steps: steps of this run before the comparison starts.
         check_movement_after: steps after which every trained tensor must have moved, or at the end
-            of a shorter run; not asked where who trains changes. Frozen tensors are compared then
-            and at the end, bit by bit. 0 for neither; nor where tensors are sharded.
+            of a shorter run; where who trains changes, only at the end, of those that had turns.
+            Frozen tensors are compared then and at the end, bit by bit. 0 for neither; nor where
+            tensors are sharded.
         may_rest: names of trained parameters that may stay where they started.
     """
 
@@ -77,7 +80,7 @@ class DeltaCallback(TrainerCallback):
         self.check_movement_after = check_movement_after
         self.may_rest = frozenset(may_rest)
         self.interruption = trainer.interruption = Interruption()
-        self._parameters: list[TrainedParameter] = []
+        self.turns = trainer.turns = Turns(update)
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._steps = 0
         self._is_stopping = False
@@ -87,8 +90,8 @@ class DeltaCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note who trains, by name, and what their tensors are."""
         model = self._model()
-        self._parameters = trained_parameters(model, self.sites)
-        self._check_unused_are_found()
+        self._check_can_switch()
+        self.turns.begin(trained_parameters(model, self.sites))
         self._losses.clear()
         self._steps, self._is_stopping = 0, False
         self._movement = Movement(model, self.may_rest) if self._can_check_movement() else None
@@ -96,8 +99,7 @@ class DeltaCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let those train who are live in this step; before the forward pass, not after."""
-        if self.update.changes_who_trains:
-            self._switch(self.update.live(state.global_step, self._parameters))
+        self.turns.take(self._model(), state.global_step, state.max_steps)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop before a step that would spoil the weights.
@@ -124,7 +126,7 @@ class DeltaCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let all train again that may, check movement, and say when the run was interrupted.
+        """Check movement, and say when the run was interrupted.
 
         Raises:
             WorkError: something moved that is frozen, or did not move that trains.
@@ -132,8 +134,8 @@ class DeltaCallback(TrainerCallback):
         """
         self._awaits_movement = self._awaits_movement and self._steps >= STEPS_TO_MOVE
         self._check_movement()
-        if self.update.changes_who_trains:
-            self._switch(None)
+        if self.update.changes_who_trains and self._movement is not None:
+            self._movement.check_trained(self._model(), self.turns.had_turns(STEPS_TO_MOVE))
         if self._is_stopping:
             received = self.interruption.received
             raise Interrupted(
@@ -169,23 +171,24 @@ class DeltaCallback(TrainerCallback):
                 self._movement.check_trained(self._model())
         self._awaits_movement = False
 
-    def _switch(self, live: frozenset[str] | None) -> None:
-        parameters = dict(self._model().named_parameters())
-        for described in self._parameters:
-            trains = live is None or described.name in live
-            parameters[described.name].requires_grad_(trains)
+    def _check_can_switch(self) -> None:
+        """Refuse changing sets where the wrapper around the model would not follow.
 
-    def _check_unused_are_found(self) -> None:
-        """Refuse changing sets under DDP without its search for unused parameters.
-
-        Without it the ranks would wait for gradients that never come, or drift apart silently.
+        DDP that does not search for unused parameters waits for gradients that never come, or lets
+        the ranks drift apart silently; FSDP1 and DeepSpeed lay tensors together in flat ones.
         """
+        if not self.update.changes_who_trains:
+            return
+        what = f"the update {type(self.update).__name__} changes who trains"
         wrapped = getattr(self.trainer, "model_wrapped", None)
-        finds = getattr(wrapped, "find_unused_parameters", True)
-        if self.update.changes_who_trains and not finds:
+        if not getattr(wrapped, "find_unused_parameters", True):
             raise NotComposable(
-                f"the update {type(self.update).__name__} changes who trains, and DDP is told not "
-                f"to look for unused parameters: set ddp_find_unused_parameters=True"
+                f"{what}, and DDP is told not to look for unused parameters: set "
+                f"ddp_find_unused_parameters=True"
+            )
+        if self.trainer.is_deepspeed_enabled or isinstance(wrapped, FullyShardedDataParallel):
+            raise NotComposable(
+                f"{what}, which DeepSpeed and FSDP1 cannot follow: train with DDP or FSDP2"
             )
 
     def _check_above_constant(self, step: int) -> None:

@@ -35,14 +35,19 @@ class Movement:
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
         self._trained, self._frozen = checksums(trained), checksums(frozen)
 
-    def check_trained(self, model: nn.Module) -> None:
+    def check_trained(self, model: nn.Module, names: Collection[str] | None = None) -> None:
         """Compare what trains with now.
+
+        Args:
+            model: after some steps.
+            names: of those that must have moved; all if not given.
 
         Raises:
             WorkError: with the names of what should have moved and did not.
         """
-        now = _now(model, self._trained)
-        still = [name for name, value in self._trained.items() if now.get(name) == value]
+        asked = {n: v for n, v in self._trained.items() if names is None or n in names}
+        now = _now(model, asked)
+        still = [name for name, value in asked.items() if now.get(name) == value]
         if still:
             raise WorkError(
                 f"{_listed(still)} should train but did not move: nothing uses them, their "

@@ -115,6 +115,7 @@ def _parameter_group(group: Group, parameters: Mapping[str, nn.Parameter]) -> di
         "lr": group.learning_rate,
         "weight_decay": group.weight_decay,
         "label": group.label,
+        "clipped_with": group.clipped_with,
     }
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from deltatune.bridges import clipping
 from deltatune.bridges.interruption import Interruption
 from deltatune.bridges.packing import Packing
 from deltatune.bridges.supervised_head import SupervisedHead
+from deltatune.bridges.turns import Turns
 from deltatune.errors import InputError, NotComposable
 from deltatune.objectives.objective import Objective
 
@@ -50,6 +52,7 @@ class ObjectiveTrainer(Trainer):
             not add to it what `auxiliary` adds.
         supervised_head: the way to the loss in training; None takes it from the whole logits.
         packing: how flattened batches reach the model; None where all batches are padded.
+        turns: who trains when; all train again after the run, also after one that failed.
     """
 
     objective: Objective | None
@@ -58,6 +61,7 @@ class ObjectiveTrainer(Trainer):
     interruption: Interruption | None = None
     supervised_head: SupervisedHead | None = None
     packing: Packing | None = None
+    turns: Turns | None = None
 
     def __init__(
         self,
@@ -93,7 +97,33 @@ class ObjectiveTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer class does, and obey signals if a callback asked for it."""
         with self.interruption or contextlib.nullcontext():
-            return super().train(*args, **kwargs)
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                if self.turns is not None:
+                    self.turns.end(self._live_model())
+
+    def _live_model(self) -> nn.Module:
+        live: Any = self  # transformers' annotations know more kinds than there are
+        model: nn.Module = live.model
+        return model
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip each set of gradients by itself where the optimizer's groups name several.
+
+        Raises:
+            NotComposable: tensor parallelism, under which no set has one norm.
+        """
+        sets = clipping.sets_of(self._live_model(), cast("torch.optim.Optimizer", self.optimizer))
+        if len(sets) <= 1:
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if self._has_mixed_mesh_grads(model):
+            raise NotComposable(
+                "clipping some gradients apart and tensor parallelism cannot act together: train "
+                "with data parallelism or FSDP2"
+            )
+        self.accelerator.unscale_gradients()
+        return clipping.clip(list(sets.values()), self.args.max_grad_norm)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

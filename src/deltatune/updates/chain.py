@@ -50,11 +50,13 @@ class Chain:
                 product[name] = _multiplied(product.get(name, Factor()), factor)
         return product
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
         """Return the names that are live under every rule, or None if no rule leaves any out."""
         live: frozenset[str] | None = None
         for update in self.updates:
-            names = update.live(step, parameters)
+            names = update.live(step, parameters, steps=steps)
             if names is not None:
                 live = names if live is None else live & names
         return live
@@ -62,9 +64,13 @@ class Chain:
 
 def _multiplied(first: Factor, second: Factor) -> Factor:
     # Two rules that name the same thing ("layer 3") shall not name it twice in the table.
-    labels = dict.fromkeys(label for label in (first.label, second.label) if label)
     return Factor(
         learning_rate=first.learning_rate * second.learning_rate,
         weight_decay=first.weight_decay * second.weight_decay,
-        label=" ".join(labels),
+        label=_joined(first.label, second.label),
+        clipped_with=_joined(first.clipped_with, second.clipped_with),
     )
+
+
+def _joined(*labels: str) -> str:
+    return " ".join(dict.fromkeys(label for label in labels if label))

@@ -24,7 +24,8 @@ def plan_groups(
 ) -> tuple[Group, ...]:
     """Sort trained parameters into optimizer groups, each parameter into exactly one.
 
-    One role, label, rate and decay make a group; all keep the order of `parameters`.
+    One role, label, rate, decay and set of clipping make a group; all keep the order of
+    `parameters`.
 
     Args:
         parameters: all that may ever train.
@@ -38,12 +39,12 @@ def plan_groups(
     """
     _check(parameters, learning_rate, weight_decay)
     factors = update.factors(parameters, sites)
-    members: dict[tuple[str, float, float], list[TrainedParameter]] = {}
+    members: dict[tuple[str, float, float, str], list[TrainedParameter]] = {}
     for parameter in parameters:
         factor = factors.get(parameter.name, Factor())
         label = f"{parameter.role} {factor.label}".strip()
         rate, decay = learning_rate * factor.learning_rate, weight_decay * factor.weight_decay
-        members.setdefault((label, rate, decay), []).append(parameter)
+        members.setdefault((label, rate, decay, factor.clipped_with), []).append(parameter)
     return tuple(
         Group(
             label=label,
@@ -51,8 +52,9 @@ def plan_groups(
             number_of_parameters=sum(math.prod(parameter.shape) for parameter in found),
             learning_rate=rate,
             weight_decay=decay,
+            clipped_with=clipped_with,
         )
-        for (label, rate, decay), found in members.items()
+        for (label, rate, decay, clipped_with), found in members.items()
     )
 
 

@@ -63,6 +63,8 @@ class LayerwiseDecay:
             factors[parameter.name] = Factor(learning_rate=self.decay**exponent, label=label)
         return factors
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
         """Return None: all train at every step."""
         return None

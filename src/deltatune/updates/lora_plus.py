@@ -61,6 +61,8 @@ class LoraPlus:
             )
         return {name: Factor(learning_rate=self.ratio, label="up") for name in up}
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
         """Return None: all train at every step."""
         return None

@@ -63,7 +63,9 @@ class NameRouting:
         """Return parameter name -> factor."""
         return {parameter.name: self._factor(parameter) for parameter in parameters}
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
         """Return None: all train at every step."""
         return None
 

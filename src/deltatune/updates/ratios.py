@@ -51,6 +51,9 @@ class Ratios:
             path component by component; every pattern that matches counts.
         layers: layer from the input, from 0 -> ratio.
         default: ratio of the roles that are not listed.
+        spares: roles of parts within their delta (`TrainedParameter.part_role`) that keep the base
+            rate: the ratios are for numbers in the unit of a weight, and the location of a
+            coefficient is none.
     """
 
     changes_who_trains: ClassVar[bool] = False
@@ -59,6 +62,7 @@ class Ratios:
     patterns: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[int, float] = field(default_factory=dict)
     default: float = 1.0
+    spares: tuple[str, ...] = ("location",)
 
     def __post_init__(self) -> None:
         for role in self.roles:
@@ -81,10 +85,13 @@ class Ratios:
             InputError: a role, pattern or layer that reaches no trained parameter: a ratio that
                 silently does nothing is the usual mistake here.
         """
-        self._check_all_reached(parameters)
-        return {parameter.name: self._factor(parameter) for parameter in parameters}
+        weights = [one for one in parameters if one.part_role not in self.spares]
+        self._check_all_reached(weights)
+        return {one.name: self._factor(one) for one in weights}
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
         """Return None: all train at every step."""
         return None
 

@@ -40,12 +40,20 @@ class TrainedParameter:
 class Factor:
     """What an update rule does to one parameter: multiplies its rate and its weight decay.
 
-    Factors of several rules multiply; `label` names the group in the printed table.
+    Factors of several rules multiply.
+
+    Args:
+        learning_rate: factor, above 0.
+        weight_decay: factor, from 0 up.
+        label: names the group in the printed table.
+        clipped_with: name of the set of gradients whose common norm is bounded; an empty string is
+            the set of all that name none. A set neither shrinks nor spares another.
     """
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
     label: str = ""
+    clipped_with: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,7 @@ class Group:
     number_of_parameters: int
     learning_rate: float
     weight_decay: float
+    clipped_with: str = ""
 
 
 class Update(Protocol):
@@ -71,6 +80,14 @@ class Update(Protocol):
         """Return parameter name -> factor; a name left out has factor 1."""
         ...
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
-        """Return the names that train in optimizer step `step` (from 0), or None for all."""
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
+        """Return the names that train in one optimizer step, or None for all.
+
+        Args:
+            step: optimizer steps done before it, from 0.
+            parameters: all that may ever train.
+            steps: optimizer steps of the whole run.
+        """
         ...

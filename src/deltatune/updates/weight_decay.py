@@ -58,7 +58,9 @@ class WeightDecay:
             if self._is_exempt(parameter)
         }
 
-    def live(self, step: int, parameters: Sequence[TrainedParameter]) -> frozenset[str] | None:
+    def live(
+        self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
+    ) -> frozenset[str] | None:
         """Return None: all train at every step."""
         return None
 
