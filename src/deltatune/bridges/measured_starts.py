@@ -32,7 +32,7 @@ def start_from_statistics(
     Raises:
         InputError: there are no examples to measure on.
     """
-    needs = parts.declaration_of(options, "deltas").implementation.needs
+    needs = parts.declaration_of(options, "deltas").implementation.needed(options)
     if not needs:
         return
     check_needs(options, injection.calibration)

@@ -92,7 +92,7 @@ class DeltaConfig(PeftConfig):
         """Give the chosen entries of a new adapter, to every place that needs some; return self."""
         self.entries = entries
         implementation = parts.declaration_of(self.options, "deltas").implementation
-        self.awaits_tensors = bool(implementation.needs)
+        self.awaits_tensors = bool(implementation.needed(self.options))
         return self
 
 

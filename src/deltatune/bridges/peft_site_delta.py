@@ -20,7 +20,10 @@ def _cut_covariance(cut: Cut, covariance: Tensor) -> Tensor:
 
 
 # How a statistic of a whole weight becomes that of the rows and columns that may change.
-_CUTS = {"activation_covariance": _cut_covariance}
+_CUTS = {
+    "activation_covariance": _cut_covariance,
+    "weight_gradient": lambda cut, gradient: cut.weight(gradient),
+}
 
 
 class SiteDelta(nn.Module):

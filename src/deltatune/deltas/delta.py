@@ -128,6 +128,11 @@ class Delta(nn.Module, ABC):
             f"{_CHANGES[type(part)]} of {site_name}: {_FIXES[own]}"
         )
 
+    @classmethod
+    def needed(cls, options: Any) -> frozenset[str]:
+        """Return the names of the statistics that these options want: `needs`, or fewer."""
+        return cls.needs
+
     def start(self, weight: Tensor, statistics: Any = None) -> None:
         """Set what the start of training reads off the base; not called before loading.
 

@@ -102,7 +102,7 @@ class SumDelta(Delta):
         super().check(options, out_features, in_features, part, site_name)
         implementations = list(options.implementations())
         for made, term in implementations:
-            if made.needs:
+            if made.needed(term):
                 raise NotComposable(
                     f"the term {type(term).__name__} of the sum at {site_name} is measured on "
                     f"examples, which a sum does not hand on: use it alone"

@@ -1,0 +1,52 @@
+"""Which way to a spectral product is the cheapest, by the time that each kind of work takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["cheapest_way"]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Nanoseconds on one device.
+
+    Args:
+        product: of a multiply-add in a matrix product.
+        transform: of one number of activations through a transform, gathering included.
+        gather: of one coefficient read or added at one token.
+    """
+
+    product: float
+    transform: float
+    gather: float
+
+
+# CPU: measured with one thread (benchmarks/loca, rows "ways"). Others: an estimate, products at
+# 100 TFLOP/s, and 40 bytes moved for a number at 2 TB/s; not measured.
+_CPU = _Costs(product=0.0155, transform=1.7, gather=1.3)
+_ACCELERATOR = _Costs(product=2e-5, transform=0.02, gather=0.01)
+# Passes of a training step: forward; backward through both axes, and the inputs once more.
+_PASSES = 2.5
+
+
+def cheapest_way(tokens: int, *, coefficients: int, rows: int, columns: int, device: str) -> str:
+    """Return `factored`, `transform` or `sparse`.
+
+    Args:
+        tokens: of the pass.
+        coefficients: B.
+        rows: p.
+        columns: q.
+        device: type of the device.
+    """
+    cost = _CPU if device == "cpu" else _ACCELERATOR
+    axes = rows + columns
+    of_rows = cost.product * coefficients * axes  # the rows' own cosines weigh about as much
+    times = {
+        "factored": _PASSES * tokens * of_rows + 40 * of_rows,
+        "transform": _PASSES * tokens * (cost.transform * axes + cost.gather * coefficients),
+        "sparse": 4 * coefficients * rows * columns * cost.product
+        + 3 * rows * columns * tokens * cost.product,
+    }
+    return min(times, key=lambda way: times[way])
