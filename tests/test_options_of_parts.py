@@ -23,6 +23,7 @@ from deltatune.deltas.low_rank import LowRank
 from deltatune.errors import InputError
 from deltatune.recipe import Recipe, named
 from deltatune.selections.by_role import ByRole
+from deltatune.updates.alternate import Phase
 from deltatune.updates.groups import plan_groups
 from deltatune.updates.lora_plus import LoraPlus
 from deltatune.updates.update import TrainedParameter
@@ -34,6 +35,7 @@ from tests.training import lora_llama
 
 ROOMS = ("deltas", "selections", "updates", "objectives", "recipes")  # what a run is made of
 Row = tuple[dict[str, Any], Any]  # options of both sides, other value
+BY_TURNS = (Phase(parts=("up",), steps=1), Phase(parts=("down",), steps=1))
 
 ROWS: dict[str, Row] = {
     "deltas.sum.terms": ({}, (LowRank(rank=1), LowRank(rank=1))),
@@ -57,10 +59,17 @@ ROWS: dict[str, Row] = {
     "selections.explicit.allow_tied": ({"weights": {"lm_head.weight": "whole"}}, True),
     "selections.largest_gradients.scope": ({}, "model"),
     "selections.largest_gradients.within": ({}, ByRole(roles=("query",))),
+    "updates.alternate.phases": (
+        {"phases": BY_TURNS},
+        (Phase(parts=("up",), steps=2), Phase(parts=("down",), steps=1)),
+    ),
+    "updates.alternate.until": ({"phases": BY_TURNS, "then": ("up",)}, 3),
+    "updates.alternate.then": ({"phases": BY_TURNS, "until": 3, "then": ("up",)}, ("down",)),
     "updates.chain.updates": ({}, (LoraPlus(),)),
     "updates.ratios.roles": ({}, {"value": 2.0}),
     "updates.ratios.patterns": ({}, {"q_proj": 2.0}),
     "updates.ratios.layers": ({}, {0: 2.0}),
+    "updates.ratios.spares": ({"default": 2.0}, ("down",)),
     "updates.weight_decay.exempt": ({}, ("value",)),
     "recipes.efficientft.host": ({}, "dora"),
     "recipes.efficientft.targets": ({}, "v"),
@@ -187,17 +196,18 @@ EMBEDDING = TrainedParameter(
 
 
 @pytest.mark.parametrize("name", of_room("updates"))
-def test_option_of_an_update_changes_the_groups(name: str) -> None:
+def test_option_of_an_update_changes_the_groups_or_who_trains(name: str) -> None:
     model, places = lora_llama()
     described = [*trained_parameters(model, places), EMBEDDING]
 
     def build(part: str, fields: dict[str, Any]) -> Any:
         return parts.known("updates")[part].options(**fields)
 
-    one, other = (
-        plan_groups(described, update, places, learning_rate=1e-3, weight_decay=0.1)
-        for update in both(name, build)
-    )
+    def done(update: Any) -> Any:
+        groups = plan_groups(described, update, places, learning_rate=1e-3, weight_decay=0.1)
+        return groups, [update.live(step, described, steps=8) for step in range(8)]
+
+    one, other = (done(update) for update in both(name, build))
     assert one != other
 
 

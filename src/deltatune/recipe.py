@@ -19,6 +19,7 @@ from deltatune.bridges import applying, carriers, delta_forms
 from deltatune.coverage import Coverage
 from deltatune.errors import InputError, unknown_name
 from deltatune.field_errors import explained
+from deltatune.schema_definitions import gathered
 from deltatune.selections.by_role import ByRole
 from deltatune.settings import Optimizer, Training
 from deltatune.updates.ratios import Ratios
@@ -286,7 +287,7 @@ def json_schema() -> dict[str, Any]:
         "training": pydantic.TypeAdapter(Training).json_schema(),
         "roles": {"type": "object", "additionalProperties": {"type": "string"}},
     }
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "deltatune recipe",
         "type": "object",
@@ -294,3 +295,4 @@ def json_schema() -> dict[str, Any]:
         "required": ["delta"],
         "additionalProperties": False,
     }
+    return gathered(schema)

@@ -18,6 +18,7 @@ from deltatune.bridges.gradient_projection import (
     with_plain_state,
 )
 from deltatune.bridges.names import trained_parameters
+from deltatune.bridges.trainer import ObjectiveTrainer
 from deltatune.errors import InputError, NotComposable
 from deltatune.optimizers import check_can_run, check_options, row_of
 from deltatune.settings import Optimizer
@@ -62,6 +63,7 @@ def attach_optimizer(
 
     Raises:
         InputError: as `optimizer_class`, or a trainer that has its optimizer already.
+        NotComposable: when training starts, gradients that are clipped apart in a plain Trainer.
     """
     _check_has_none(trainer)
     check_options(name, options)
@@ -75,6 +77,7 @@ def attach_optimizer(
         groups = plan_groups(
             trained, update, sites, learning_rate=learning_rate, weight_decay=weight_decay
         )
+        _check_clips(trainer, groups)
         parameters = dict(model.named_parameters())
         made = [_parameter_group(group, parameters) for group in groups]
         if not row_of(name).projects:
@@ -85,6 +88,15 @@ def attach_optimizer(
 
     # The Trainer calls a factory to get the builder, and the builder with the model.
     trainer.optimizer_cls_and_kwargs = (lambda: build, {})  # type: ignore[assignment]
+
+
+def _check_clips(trainer: Trainer, groups: Sequence[Group]) -> None:
+    apart = sorted({group.clipped_with for group in groups} - {""})
+    if apart and not isinstance(trainer, ObjectiveTrainer):
+        raise NotComposable(
+            f"the update clips the gradients of {', '.join(apart)} apart, which a plain "
+            f"{type(trainer).__name__} cannot do: make its class with recipe.trainer_class"
+        )
 
 
 def _built(

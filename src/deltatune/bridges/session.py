@@ -20,10 +20,12 @@ from deltatune.bridges.carriers import carrier_of
 from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
 from deltatune.bridges.data_order import DataOrder
 from deltatune.bridges.lean_batches import LeanBatches, lean_batches
+from deltatune.bridges.names import trained_parameters
 from deltatune.bridges.optimizer import attach_optimizer
 from deltatune.bridges.rhythm import keep_rhythm
 from deltatune.bridges.short_attention import short_attention
 from deltatune.bridges.trainer import with_objective
+from deltatune.bridges.turns import resting_note
 from deltatune.comparison.costs import CostMeter
 from deltatune.data.collating import Collator
 from deltatune.data.image_encoding import ImageCollator
@@ -124,8 +126,8 @@ def _order(training: Training, examples: Any, collate: Collator | ImageCollator)
     )
 
 
-def _bound(training: Training, examples: int, args: TrainingArguments) -> int:
-    """Return the bound on steps for transformers, which forgets the epochs over one; -1 for none.
+def _steps(training: Training, examples: int, args: TrainingArguments) -> int:
+    """Return the optimizer steps of a whole run.
 
     Args:
         training: settings.
@@ -133,8 +135,18 @@ def _bound(training: Training, examples: int, args: TrainingArguments) -> int:
         args: made from the settings, for the number of devices and processes.
     """
     batches = math.ceil(examples / (args.train_batch_size * args.world_size))
-    of_epochs = math.ceil(training.epochs * math.ceil(batches / training.accumulation))
-    return training.steps if 0 < training.steps < of_epochs else -1
+    of_epochs: int = math.ceil(training.epochs * math.ceil(batches / training.accumulation))
+    return min(training.steps or of_epochs, of_epochs)
+
+
+def _bound(training: Training, steps: int) -> int:
+    """Return the bound on steps for transformers, which forgets the epochs over one; -1 for none.
+
+    Args:
+        training: settings.
+        steps: of the whole run.
+    """
+    return steps if steps == training.steps else -1
 
 
 def repeated_examples(examples: int, batch_size: int, processes: int) -> int:
@@ -200,6 +212,9 @@ def session(
             may_rest=rhythm.may_rest,
         )
     )
+    steps = _steps(recipe.training, len(examples), trainer.args)
+    note = resting_note(recipe.update, trained_parameters(model, sites), steps)
+    trainer.notes = (*trainer.notes, *filter(None, [note]))
     made: Trainer = trainer
     return made
 
@@ -215,7 +230,7 @@ def _bare_trainer(
     callbacks: Sequence[TrainerCallback],
 ) -> Any:
     """Make a Trainer with our loss, batches, order and checkpoints, and transformers' optimizer."""
-    args.max_steps = _bound(training, len(examples), args)
+    args.max_steps = _bound(training, _steps(training, len(examples), args))
     order = _order(training, examples, collate)
     lean = (
         lean_batches(model, objective, collate, training, order.lengths)
