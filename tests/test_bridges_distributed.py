@@ -19,7 +19,9 @@ from deltatune.bridges.callback import DeltaCallback
 from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
 from deltatune.bridges.trainer import with_objective
 from deltatune.errors import Interrupted
+from deltatune.updates import alternate as turns
 from deltatune.updates.ratios import Ratios
+from tests import sharded_runs
 from tests.test_bridges_callback import Alternate
 from tests.training import PEFT_ASKS_OLD_NAME, lora_llama, token_rows, trainer_of
 
@@ -105,6 +107,29 @@ def alternate(rank: int, folder: Path) -> None:
     keep(rank, folder, trainer)
 
 
+TURNS = turns.Alternate(
+    phases=(
+        turns.Phase(parts=("up",), steps=1),
+        turns.Phase(parts=("down",), steps=1, clipped_apart=True),
+    ),
+    until=3,
+    then=("up", "down"),
+)
+BY_TURNS: dict[str, Any] = {
+    "update": TURNS,
+    "optimizer": "sgd",
+    "learning_rate": 1.0,
+    "max_grad_norm": 0.05,
+    "max_steps": 5,
+}
+
+
+def take_turns(rank: int, folder: Path) -> None:
+    trainer = trainer_in(folder, gradient_accumulation_steps=2, **BY_TURNS)
+    trainer.train()
+    keep(rank, folder, trainer)
+
+
 class SignalInOneProcess(TrainerCallback):
     """Sends a signal to the second process only, within its second step."""
 
@@ -132,7 +157,17 @@ def train_whole(rank: int, folder: Path) -> None:
     keep(rank, folder, trainer)
 
 
-TASKS: tuple[Callable[[int, Path], None], ...] = (train, alternate, stop_and_resume, train_whole)
+TASKS: tuple[Callable[[int, Path], None], ...] = (
+    train,
+    alternate,
+    take_turns,
+    stop_and_resume,
+    train_whole,
+    sharded_runs.watch_turns,
+    # Last: from here on accelerate believes that every model of these processes is sharded.
+    sharded_runs.watch_pieces,
+    sharded_runs.clip_pieces,
+)
 
 
 def test_two_processes_train_as_one(results: dict[str, list[Any]], tmp_path: Path) -> None:
@@ -150,6 +185,43 @@ def test_two_processes_train_as_one(results: dict[str, list[Any]], tmp_path: Pat
 
 def test_ranks_stay_alike_when_who_trains_changes(results: dict[str, list[Any]]) -> None:
     assert_ranks_agree(results["alternate"])
+
+
+def test_two_processes_take_turns_and_clip_as_one(
+    results: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    two = results["take_turns"]
+    assert_ranks_agree(two)
+    one = trainer_in(tmp_path, per_device_train_batch_size=8, **BY_TURNS)
+    start = {name: weight.clone() for name, weight in trained(one).items()}
+    one.train()
+    for name, weight in trained(one).items():
+        assert not torch.equal(weight, start[name])
+        # Two sums of sums in another order, in float32, over five steps.
+        torch.testing.assert_close(two[0]["trained"][name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["watch_turns", "watch_pieces"])
+def test_resting_part_has_no_gradient_and_keeps_values_and_moments_in_two_processes(
+    results: dict[str, list[Any]], task: str
+) -> None:
+    for found in results[task]:
+        assert found["is_sharded"] == (task == "watch_pieces")
+        assert found["graded"] == sharded_runs.ORDER
+        assert found["moved"] == sharded_runs.ORDER
+
+
+def test_sharded_parts_take_turns_and_clip_as_whole_ones_do(
+    results: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    one = sharded_runs.trainer_in(tmp_path, per_device_train_batch_size=8, **sharded_runs.CLIPPED)
+    one.train()
+    whole = sharded_runs.trained(one)
+    for found in results["clip_pieces"]:
+        assert found["trained"].keys() == whole.keys()
+        for name, weight in whole.items():
+            # Two sums of sums in another order, in float32, over six steps.
+            torch.testing.assert_close(found["trained"][name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_two_processes_stop_together_and_resume_to_the_last_bit(

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import Trainer, TrainerCallback
 
+from deltatune.bridges.clipping import total_norm
 from deltatune.bridges.interruption import Interruption
 from deltatune.bridges.movement import Movement
 from deltatune.bridges.names import trained_parameters
@@ -149,8 +150,7 @@ class DeltaCallback(TrainerCallback):
         # scaler (float16) such steps are usual, and skipped by it.
         if getattr(self.trainer.accelerator, "scaler", None) is not None:
             return
-        gradients = [p.grad for p in self._model().parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = float(total_norm(self._model()))
         if not math.isfinite(norm):
             raise Diverged(f"the gradient of step {step} has the norm {norm}: {self._advice()}")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["clip", "sets_of"]
+__all__ = ["clip", "sets_of", "total_norm"]
 
 
 def sets_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, list[nn.Parameter]]:
@@ -29,7 +29,7 @@ def sets_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, 
     return sets
 
 
-def clip(sets: Sequence[list[nn.Parameter]], max_norm: float) -> Tensor:
+def clip(sets: Iterable[list[nn.Parameter]], max_norm: float) -> Tensor:
     """Scale the gradients of each set down to one norm, in place.
 
     Args:
@@ -42,7 +42,16 @@ def clip(sets: Sequence[list[nn.Parameter]], max_norm: float) -> Tensor:
     norms = []
     for members in sets:
         if any(parameter.grad is not None for parameter in members):
-            norm = torch.nn.utils.clip_grad_norm_(members, max_norm)
-            # Of sharded gradients each process holds a piece until the whole is asked for.
-            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            norms.append(_whole(torch.nn.utils.clip_grad_norm_(members, max_norm)))
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def total_norm(model: nn.Module) -> Tensor:
+    """Return the 2-norm of all gradients, `()`, the same in all processes that share them."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return _whole(torch.nn.utils.get_total_norm(gradients))
+
+
+def _whole(norm: Tensor) -> Tensor:
+    # Of sharded gradients each process holds a piece until the whole is asked for.
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -123,7 +123,7 @@ class ObjectiveTrainer(Trainer):
                 "with data parallelism or FSDP2"
             )
         self.accelerator.unscale_gradients()
-        return clipping.clip(list(sets.values()), self.args.max_grad_norm)
+        return clipping.clip(sets.values(), self.args.max_grad_norm)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
