@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.adapter_record import AdapterRecord
 from deltatune.base import Base, load_base
+from deltatune.bridges.base_parameters import base_parameters
 from deltatune.bridges.carriers import Carrier, carrier_of
 from deltatune.bridges.quiet import quiet
 from deltatune.data.images import random_image
@@ -25,8 +26,9 @@ from deltatune.processors import Processor
 from deltatune.recipe import Recipe
 from deltatune.run_folder import RunFolder
 from deltatune.seeds import generator_for
+from deltatune.weight_delta import WeightDelta
 
-__all__ = ["Exported", "export", "load"]
+__all__ = ["Exported", "export", "load", "trained_delta"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,27 @@ def load(folder: str | Path) -> nn.Module:
     """
     trained = _open(folder)
     return trained.on(trained.base())
+
+
+@quiet()
+def trained_delta(folder: str | Path) -> tuple[WeightDelta, Mapping[str, Tensor]]:
+    """Return what a finished run changed, and the weights of its base, by the base's own names.
+
+    Raises:
+        InputError: `folder` holds no finished run.
+        NotMergeable: the run's adapter is no change of weights.
+    """
+    trained = _open(folder)
+    base = trained.base()
+    if trained.carrier.trains_base:
+        delta = WeightDelta.load(trained.run.adapter)
+        return delta, {name: weight.detach() for name, weight in base.model.named_parameters()}
+    # Biases of the base that peft trained in place are loaded over those that they started from.
+    trains_biases = getattr(trained.recipe.delta, "bias", "none") != "none"
+    start = trained.base().model if trains_biases else None
+    model = trained.on(base)
+    delta = WeightDelta.from_peft(model, base=start)
+    return delta, {name: weight.detach() for name, weight in base_parameters(model)}
 
 
 @quiet()
