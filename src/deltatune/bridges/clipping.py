@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["clip", "sets_of", "total_norm"]
+__all__ = ["clip", "has_sets", "sets_of", "total_norm"]
+
+
+def has_sets(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether any group of an optimizer is clipped apart."""
+    return any(group.get("clipped_with") for group in optimizer.param_groups)
 
 
 def sets_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, list[nn.Parameter]]:

@@ -114,8 +114,8 @@ class ObjectiveTrainer(Trainer):
         Raises:
             NotComposable: tensor parallelism, under which no set has one norm.
         """
-        sets = clipping.sets_of(self._live_model(), cast("torch.optim.Optimizer", self.optimizer))
-        if len(sets) <= 1:
+        optimizer = cast("torch.optim.Optimizer", self.optimizer)
+        if not clipping.has_sets(optimizer):
             return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         if self._has_mixed_mesh_grads(model):
             raise NotComposable(
@@ -123,6 +123,7 @@ class ObjectiveTrainer(Trainer):
                 "with data parallelism or FSDP2"
             )
         self.accelerator.unscale_gradients()
+        sets = clipping.sets_of(self._live_model(), optimizer)
         return clipping.clip(sets.values(), self.args.max_grad_norm)
 
     def get_batch_samples(

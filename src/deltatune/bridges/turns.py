@@ -24,13 +24,14 @@ class Turns:
         """Bind the turns to the rule that gives them."""
         self.update = update
         self._parameters: Sequence[TrainedParameter] = ()
+        self._live: frozenset[str] | None = None
         self._seen: frozenset[str] = frozenset()
         self._steps: Counter[str] = Counter()
 
     def begin(self, parameters: Sequence[TrainedParameter]) -> None:
         """Note all that may ever train, before the first step."""
         self._parameters = parameters
-        self._seen = frozenset()
+        self._live, self._seen = None, frozenset()
         self._steps.clear()
 
     def take(self, model: nn.Module, step: int, steps: int) -> None:
@@ -45,7 +46,8 @@ class Turns:
             return
         live = self.update.live(step, self._parameters, steps=steps)
         names = frozenset(one.name for one in self._parameters) if live is None else live
-        self._switch(model, names)
+        if names != self._live:
+            self._switch(model, names)
         if not names <= self._seen:  # what trained so far may have waited for the newcomers
             self._steps.clear()
         self._seen |= names
@@ -61,6 +63,7 @@ class Turns:
         return frozenset(name for name, steps in self._steps.items() if steps >= at_least)
 
     def _switch(self, model: nn.Module, live: frozenset[str]) -> None:
+        self._live = live
         parameters = dict(model.named_parameters())
         for described in self._parameters:
             parameters[described.name].requires_grad_(described.name in live)
