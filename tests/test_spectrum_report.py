@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.fft import idctn
 
 from deltatune import WeightDelta
-from deltatune.errors import InputError
+from deltatune.errors import InputError, NotMergeable
 from deltatune.matrix_spectra import cosine_spectrum, log_density
 from deltatune.reports.spectra import LeftOut, WeightSpectrum, spectra
 from deltatune.run import finetune
@@ -70,6 +70,16 @@ def test_report_of_full_tuning_leaves_vectors_out(llama: Path, pairs: Path, tmp_
         assert one["figures"]["rank_energy_ratio"] < 1 - 1e-6
 
 
+def test_report_refuses_a_run_without_changes_of_weights(
+    llama: Path, pairs: Path, tmp_path: Path
+) -> None:
+    settings = {"training.steps": 1, "training.batch_size": 2}
+    run = finetune(llama, pairs, "prefix_tuning", output=tmp_path / "run", assignments=settings)
+    with pytest.raises(NotMergeable):
+        write_spectrum_report(run.folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_report_of_a_difference_of_checkpoints_needs_no_run(tmp_path: Path) -> None:
     first, second = tiny("llama", "causal_lm"), tiny("llama", "causal_lm", seed=1)
     delta = WeightDelta.from_difference(first, second)
@@ -119,11 +129,11 @@ def test_spectra_say_why_a_change_is_left_out() -> None:
     found = {one.name: one for one in spectra(delta, draws=19, largest_cells=99)}
     reasons = {one.name: one.reason for one in found.values() if isinstance(one, LeftOut)}
     assert reasons == {
-        "bias": "it is a vector",
-        "kernel": "it has 3 axes",
-        "still": "it did not change",
-        "thin": "it has one row or column",
-        "large": "it has more than 99 entries",
+        "bias": "a vector",
+        "kernel": "a tensor of 3 axes",
+        "still": "unchanged",
+        "thin": "a single row or column",
+        "large": "more than 99 entries",
     }
     weight = found["weight"]
     assert isinstance(weight, WeightSpectrum)

@@ -143,12 +143,11 @@ def trained_delta(folder: str | Path) -> tuple[WeightDelta, Mapping[str, Tensor]
     if trained.carrier.trains_base:
         delta = WeightDelta.load(trained.run.adapter)
         return delta, {name: weight.detach() for name, weight in base.model.named_parameters()}
-    # Biases of the base that peft trained in place are loaded over those that they started from.
-    trains_biases = getattr(trained.recipe.delta, "bias", "none") != "none"
-    start = trained.base().model if trains_biases else None
+    # No adapter of a run trains tensors of the base, so those under it are still the base's.
     model = trained.on(base)
-    delta = WeightDelta.from_peft(model, base=start)
-    return delta, {name: weight.detach() for name, weight in base_parameters(model)}
+    return WeightDelta.from_peft(model), {
+        name: weight.detach() for name, weight in base_parameters(model)
+    }
 
 
 @quiet()

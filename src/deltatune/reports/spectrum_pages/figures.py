@@ -74,7 +74,7 @@ def _curves(report: SpectrumReport) -> Figure:
     axes.set_xlim(right=1.0)
     axes.set_xlabel("numbers stored, as a share of the weight's entries: r (out + in) / (out in)")
     axes.set_ylabel("share of the squared norm kept")
-    axes.legend(frameon=False, loc="best")
+    figure.legend(loc="outside lower center", frameon=False, ncols=len(LINES), fontsize=8)
     return figure
 
 

@@ -19,10 +19,9 @@
     };
     const axis = { showgrid: false, showline: false, ticks: "", automargin: true };
     Plotly.react(plot, [trace], layout(plot, colours, {
-      height: 470, margin,
+      height: 450, margin,
       xaxis: { ...axis, title: { text: "frequency along the second axis" } },
-      yaxis: { ...axis, autorange: "reversed" },
-      annotations: [above("frequency along the first axis", margin)],
+      yaxis: { ...axis, autorange: "reversed", title: { text: "frequency along the first axis" } },
     }), config(plot));
   }
 
