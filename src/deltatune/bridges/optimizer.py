@@ -71,13 +71,14 @@ def attach_optimizer(
         trainer, name, learning_rate=learning_rate, betas=betas, epsilon=epsilon
     )
     own = {**row_of(name).options, **options}
+    kind = type(trainer)  # the trainer keeps `build`, which must not keep the trainer
 
     def build(model: nn.Module) -> torch.optim.Optimizer:
         trained = trained_parameters(model, sites)
         groups = plan_groups(
             trained, update, sites, learning_rate=learning_rate, weight_decay=weight_decay
         )
-        _check_clips(trainer, groups)
+        _check_clips(kind, groups)
         parameters = dict(model.named_parameters())
         made = [_parameter_group(group, parameters) for group in groups]
         if not row_of(name).projects:
@@ -90,12 +91,12 @@ def attach_optimizer(
     trainer.optimizer_cls_and_kwargs = (lambda: build, {})  # type: ignore[assignment]
 
 
-def _check_clips(trainer: Trainer, groups: Sequence[Group]) -> None:
+def _check_clips(trainer_class: type[Trainer], groups: Sequence[Group]) -> None:
     apart = sorted({group.clipped_with for group in groups} - {""})
-    if apart and not isinstance(trainer, ObjectiveTrainer):
+    if apart and not issubclass(trainer_class, ObjectiveTrainer):
         raise NotComposable(
             f"the update clips the gradients of {', '.join(apart)} apart, which a plain "
-            f"{type(trainer).__name__} cannot do: make its class with recipe.trainer_class"
+            f"{trainer_class.__name__} cannot do: make its class with recipe.trainer_class"
         )
 
 
