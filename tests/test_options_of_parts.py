@@ -38,6 +38,9 @@ Row = tuple[dict[str, Any], Any]  # options of both sides, other value
 BY_TURNS = (Phase(parts=("up",), steps=1), Phase(parts=("down",), steps=1))
 
 ROWS: dict[str, Row] = {
+    "deltas.cosine.batches": ({"locations": "gradient"}, 1),
+    "deltas.cosine.location_gradient": ({"locations": "low_frequency"}, "authors"),
+    "deltas.cosine.way": ({"way": "factored"}, "dense"),
     "deltas.sum.terms": ({}, (LowRank(rank=1), LowRank(rank=1))),
     "selections.by_role.roles": ({}, ("query",)),
     "selections.by_role.layers": ({}, (1,)),
@@ -129,7 +132,7 @@ def of_room(room: str) -> list[str]:
 
 
 def what_a_delta_does(options: Any, kind: str) -> list[torch.Tensor]:
-    """Start values and outputs while training, on the same noise."""
+    """Start values, and outputs and gradients while training, on the same noise."""
     base = tiny("llama", "causal_lm")
     places = sites.of(base)
     injection = Injection(
@@ -140,7 +143,9 @@ def what_a_delta_does(options: Any, kind: str) -> list[torch.Tensor]:
     model = carrier_of(options).prepare(base, injection)
     start = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     torch.manual_seed(0)
-    return [*start, shaken(model).train()(input_ids=token_ids()).logits.detach()]
+    output = shaken(model).train()(input_ids=token_ids()).logits
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [*start, output.detach(), *torch.autograd.grad(output.square().sum(), trained)]
 
 
 @pytest.mark.parametrize("name", of_room("deltas"))
@@ -151,8 +156,9 @@ def test_option_of_a_delta_changes_the_change(name: str) -> None:
         return dataclasses.replace(options_of(part), **fields)
 
     one, other = (what_a_delta_does(options, kind) for options in both(name, build))
-    same_start = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)]
-    assert not all(same_start)
+    assert len(one) != len(other) or not all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
 # By role, only a model that mixes tokens by other means in some layers is covered in part.

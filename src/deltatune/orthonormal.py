@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from deltatune.errors import InputError
+from deltatune.hadamard import hadamard_core, hadamard_order
 from deltatune.seeds import generator_for
 
 __all__ = ["BASES", "Basis", "Cosine", "Fourier", "Hadamard", "Rotation"]
@@ -50,6 +51,35 @@ class Basis(Protocol):
         """Return the sums of rows, `(..., n) -> (..., n)`."""
         ...
 
+    def analysis_at(self, vectors: Tensor, indices: Tensor) -> Tensor:
+        """Return the inner products with chosen rows, `(tokens, n) -> (tokens, k)`."""
+        ...
+
+    def synthesis_at(self, values: Tensor, indices: Tensor, size: int) -> Tensor:
+        """Return the sums of chosen rows, `(tokens, k) -> (tokens, n)`; a row may come twice."""
+        ...
+
+
+class _Whole:
+    """Bases whose transforms give all rows, of which some are then taken."""
+
+    def analysis(self, vectors: Tensor) -> Tensor:
+        """See `Basis`."""
+        raise NotImplementedError
+
+    def synthesis(self, coefficients: Tensor) -> Tensor:
+        """See `Basis`."""
+        raise NotImplementedError
+
+    def analysis_at(self, vectors: Tensor, indices: Tensor) -> Tensor:
+        """Return the inner products with chosen rows; see `Basis`."""
+        return self.analysis(vectors).index_select(-1, indices)
+
+    def synthesis_at(self, values: Tensor, indices: Tensor, size: int) -> Tensor:
+        """Return the sums of chosen rows; see `Basis`."""
+        spectrum = values.new_zeros(values.shape[0], size)
+        return self.synthesis(spectrum.index_add_(-1, indices, values))
+
 
 class Cosine:
     """The orthonormal discrete cosine transform of type II.
@@ -75,39 +105,75 @@ class Cosine:
     def analysis(self, vectors: Tensor) -> Tensor:
         """Return the transform along the last axis; see `Basis`."""
         size = vectors.shape[-1]
-        order, turns, _ = _cosine_tables(size, vectors.dtype, vectors.device)
-        turned = torch.fft.rfft(vectors.index_select(-1, order)) * turns
-        upper = turned.imag[..., 1 : size - size // 2].flip(-1)
-        return torch.cat([turned.real, -upper], dim=-1)
+        found = self.analysis_at(
+            vectors.reshape(-1, size), torch.arange(size, device=vectors.device)
+        )
+        return found.view(vectors.shape)
 
     def synthesis(self, coefficients: Tensor) -> Tensor:
         """Return the inverse transform along the last axis; see `Basis`."""
         size = coefficients.shape[-1]
-        _, turns, back = _cosine_tables(size, coefficients.dtype, coefficients.device)
-        half = size // 2 + 1
-        # The partner of k is n - k; that of 0 is none.
-        imaginary = torch.zeros_like(coefficients[..., :half])
-        imaginary[..., 1:] = -coefficients[..., size - half + 1 :].flip(-1)
-        spectrum = torch.complex(coefficients[..., :half].contiguous(), imaginary) / turns
-        found: Tensor = torch.fft.irfft(spectrum, n=size)
-        return found.index_select(-1, back)
+        indices = torch.arange(size, device=coefficients.device)
+        found = self.synthesis_at(coefficients.reshape(-1, size), indices, size)
+        return found.view(coefficients.shape)
+
+    def analysis_at(self, vectors: Tensor, indices: Tensor) -> Tensor:
+        """Return the inner products with chosen rows; see `Basis`."""
+        table = _cosine_table(vectors.shape[-1], vectors.dtype, vectors.device)
+        spectrum = torch.fft.ihfft(vectors.index_select(-1, table.order), norm="forward")
+        slots = torch.view_as_real(spectrum * table.turns).flatten(-2)
+        return slots.index_select(-1, table.slots.index_select(0, indices))
+
+    def synthesis_at(self, values: Tensor, indices: Tensor, size: int) -> Tensor:
+        """Return the sums of chosen rows; see `Basis`."""
+        table = _cosine_table(size, values.dtype, values.device)
+        slots = values.new_zeros(values.shape[0], 2 * (size // 2 + 1))
+        slots.index_add_(-1, table.slots.index_select(0, indices), values)
+        spectrum = torch.view_as_complex(slots.unflatten(-1, (-1, 2))) * table.back_turns
+        found: Tensor = torch.fft.hfft(spectrum, n=size, norm="forward")
+        return found.index_select(-1, table.back)
+
+
+class _CosineTable(NamedTuple):
+    """What turns a Fourier transform of size n into the cosine transform.
+
+    Even inputs come first, odd ones after them backwards. Of the half spectrum, conjugated and
+    turned, the real part at k is coefficient k and the imaginary part coefficient n - k: each has
+    one slot in the row of both. Where n is even, k = n - k = n / 2 has the real slot, counted twice
+    on the way back, since there only the real part of the spectrum is read.
+    """
+
+    order: Tensor
+    back: Tensor
+    turns: Tensor
+    back_turns: Tensor
+    slots: Tensor
 
 
 @functools.lru_cache(maxsize=64)
-def _cosine_tables(
-    size: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the order of the inputs, the turns of the spectrum, and the order back."""
+def _cosine_table(size: int, dtype: torch.dtype, device: torch.device) -> _CosineTable:
     order = torch.cat([torch.arange(0, size, 2), torch.arange(1, size, 2).flip(0)])
-    angles = torch.arange(size // 2 + 1, dtype=torch.float64) * (math.pi / (2 * size))
+    half = size // 2 + 1
+    angles = torch.arange(half, dtype=torch.float64) * (math.pi / (2 * size))
     lengths = torch.full_like(angles, math.sqrt(2 / size))
     lengths[0] = math.sqrt(1 / size)
-    turns = torch.polar(lengths, -angles)
+    turns = torch.polar(lengths, angles)
+    back_turns = 1 / turns
+    if size % 2 == 0:
+        back_turns[-1] *= 2
+    indices = torch.arange(size)
+    slots = torch.where(indices < half, 2 * indices, 2 * (size - indices) + 1)
     wide = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return order.to(device), turns.to(device, wide), order.argsort().to(device)
+    return _CosineTable(
+        order=order.to(device),
+        back=order.argsort().to(device),
+        turns=turns.to(device, wide),
+        back_turns=back_turns.to(device, wide),
+        slots=slots.to(device),
+    )
 
 
-class Fourier:
+class Fourier(_Whole):
     """The unitary discrete Fourier transform: M[k, j] = exp(2 pi i j k / n) / sqrt(n)."""
 
     is_complex: ClassVar[bool] = True
@@ -131,7 +197,7 @@ class Fourier:
         return self.analysis(coefficients)
 
 
-class Hadamard:
+class Hadamard(_Whole):
     """The Walsh-Hadamard basis in natural order: entries are +-1 / sqrt(n).
 
     A size is a power of 2 times 1, 12, 20 or 28, the orders that Paley's constructions give for the
@@ -146,10 +212,10 @@ class Hadamard:
         Raises:
             InputError: with the nearest sizes below and above.
         """
-        if _hadamard_order(size):
+        if hadamard_order(size):
             return
         near = [
-            next(n for n in sizes if _hadamard_order(n))
+            next(n for n in sizes if hadamard_order(n))
             for sizes in (range(size, 0, -1), range(size, 2 * size + 1))
         ]
         raise InputError(
@@ -159,7 +225,7 @@ class Hadamard:
 
     def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return chosen rows; see `Basis`."""
-        core = _hadamard_core(_hadamard_order(size)).to(indices.device, dtype)
+        core = hadamard_core(hadamard_order(size)).to(indices.device, dtype)
         power = size // core.shape[0]
         columns = torch.arange(power, device=indices.device)
         common = (indices % power)[:, None] & columns
@@ -179,7 +245,7 @@ class Hadamard:
 
     def _transformed(self, vectors: Tensor, *, transpose: bool) -> Tensor:
         size = vectors.shape[-1]
-        core = _hadamard_core(_hadamard_order(size)).to(vectors)
+        core = hadamard_core(hadamard_order(size)).to(vectors)
         order = core.shape[0]
         turned = vectors.unflatten(-1, (order, size // order))
         turned = torch.einsum("kj,...jn->...kn", core.T if transpose else core, turned)
@@ -193,41 +259,7 @@ class Hadamard:
         return turned / math.sqrt(size)
 
 
-def _hadamard_order(size: int) -> int:
-    """Return the order of the core, or 0 where none fits."""
-    for order in (1, 12, 20, 28):
-        power, rest = divmod(size, order)
-        if not rest and power > 0 and power & (power - 1) == 0:
-            return order
-    return 0
-
-
-@functools.lru_cache(maxsize=4)
-def _hadamard_core(order: int) -> Tensor:
-    """Return a Hadamard matrix of small order, `(order, order)` of +-1, float64."""
-    if order == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
-    prime = {12: 11, 20: 19, 28: 13}[order]
-    squares = {(i * i) % prime for i in range(1, prime)}
-    character = [0.0] + [1.0 if i in squares else -1.0 for i in range(1, prime)]
-    residues = torch.tensor(
-        [[character[(i - j) % prime] for j in range(prime)] for i in range(prime)],
-        dtype=torch.float64,
-    )
-    bordered = torch.zeros(prime + 1, prime + 1, dtype=torch.float64)
-    bordered[1:, 1:] = residues
-    bordered[0, 1:] = 1
-    identity = torch.eye(prime + 1, dtype=torch.float64)
-    if prime % 4 == 3:  # Paley's first construction
-        bordered[1:, 0] = -1
-        return identity + bordered
-    bordered[1:, 0] = 1  # his second
-    first = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-    second = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
-    return torch.kron(bordered, first) + torch.kron(identity, second)
-
-
-class Rotation:
+class Rotation(_Whole):
     """A random rotation, the same on every machine: uniform among orthogonal matrices.
 
     The whole matrix is formed, once for each size.

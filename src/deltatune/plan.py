@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from deltatune.base import Base
 from deltatune.base_record import BaseRecord
 from deltatune.bridges.carriers import Carrier
+from deltatune.bridges.names import trained_parameters
 from deltatune.comparison import costs
 from deltatune.comparison.answers import Questions
 from deltatune.coverage import Coverage
@@ -90,11 +92,16 @@ class Plan:
         """The split that is scored before and after."""
         return str(self.inputs["scored_on"])
 
-    def costs(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return what the meter does not know: parameters, states, FLOPs and their prediction."""
+    def costs(self, optimizer: torch.optim.Optimizer, *, steps: int) -> dict[str, Any]:
+        """Return what the meter does not know: parameters, states, FLOPs and their prediction.
+
+        Args:
+            optimizer: after training.
+            steps: of the run.
+        """
         counted, predicted = self.micro_batch_costs()
         return {
-            "trainable_parameters": self.trainable_parameters,
+            "trainable_parameters": self._trainable_at_the_end(steps),
             "trainable_parameters_ever": self.trainable_parameters,
             "optimizer_bytes": costs.optimizer_bytes(optimizer),
             "micro_batch_flops": counted,
@@ -126,9 +133,14 @@ class Plan:
         )
         return costs.count_flops(self.model, inputs, loss), predicted
 
+    def _trainable_at_the_end(self, steps: int) -> int:
+        parameters = trained_parameters(self.model, self.sites)
+        live = self.recipe.update.live(max(0, steps - 1), parameters, steps=steps)
+        return sum(math.prod(one.shape) for one in parameters if live is None or one.name in live)
+
     @property
     def trainable_parameters(self) -> int:
-        """Scalars that train."""
+        """Scalars that ever train."""
         return sum(group.number_of_parameters for group in self.groups)
 
 

@@ -185,7 +185,8 @@ def _train(
     with watch, plan.meter:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = run_scores.after(plan)
-    costs = {**plan.meter.to_dict(), **plan.costs(cast("torch.optim.Optimizer", trainer.optimizer))}
+    optimizer = cast("torch.optim.Optimizer", trainer.optimizer)
+    costs = {**plan.meter.to_dict(), **plan.costs(optimizer, steps=trainer.state.max_steps)}
     costs |= plan.carrier.figures(plan.model, plan.sites)
     _save(plan, folder)
     costs["adapter_bytes"] = _bytes(folder.adapter)

@@ -19,10 +19,14 @@ def _cut_covariance(cut: Cut, covariance: Tensor) -> Tensor:
     return cut.columns.take(cut.columns.take(covariance, 0), 1)
 
 
+def _cut_gradient(cut: Cut, gradient: Tensor) -> Tensor:
+    return cut.weight(gradient)
+
+
 # How a statistic of a whole weight becomes that of the rows and columns that may change.
 _CUTS = {
     "activation_covariance": _cut_covariance,
-    "weight_gradient": lambda cut, gradient: cut.weight(gradient),
+    "weight_gradient": _cut_gradient,
 }
 
 

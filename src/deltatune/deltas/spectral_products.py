@@ -78,11 +78,10 @@ class _ByTransform:
         self.basis, self.size, self.indices = basis, size, indices
 
     def analysis(self, tokens: Tensor) -> Tensor:
-        return self.basis.analysis(tokens).index_select(-1, self.indices)
+        return self.basis.analysis_at(tokens, self.indices)
 
     def synthesis(self, values: Tensor) -> Tensor:
-        spectrum = values.new_zeros(values.shape[0], self.size)
-        return self.basis.synthesis(spectrum.index_add_(-1, self.indices, values)).real
+        return self.basis.synthesis_at(values, self.indices, self.size).real
 
 
 def _view(product: SpectralProduct, size: int, indices: Tensor, like: Tensor) -> _View:
@@ -160,7 +159,7 @@ def _forward(
     tokens, mask = inputs.flatten(0, -2), _mask(inputs, product)
     output = tokens.new_empty(tokens.shape[0], rule.rows)
     scaled = product.scale * like
-    for chunk in _chunks(tokens, max(rule.rows, rule.columns)):
+    for chunk in _chunks(tokens, max(rule.rows, rule.columns, rows.numel())):
         given = tokens[chunk] if mask is None else tokens[chunk] * mask[chunk]
         output[chunk] = written.synthesis(read.analysis(given.to(wide)) * scaled)
     return output.view(*inputs.shape[:-1], rule.rows)
@@ -178,7 +177,7 @@ def _backward(
     tokens, mask = inputs.flatten(0, -2), _mask(inputs, product)
     gradients = gradient.flatten(0, -2)
     of_inputs = torch.empty_like(tokens) if needed[0] else None
-    for chunk in _chunks(tokens, max(product.rule.rows, product.rule.columns)):
+    for chunk in _chunks(tokens, backward.features):
         given = tokens[chunk] if mask is None else tokens[chunk] * mask[chunk]
         of_given = backward.chunk(given, gradients[chunk])
         if of_inputs is not None and of_given is not None:
@@ -203,6 +202,7 @@ class _BackwardPass:
         # Own cells first, then those before, then those after.
         self.rows, self.columns = torch.cat([cells, *around], dim=1)
         self.number = cells.shape[1]
+        self.features = max(rule.rows, rule.columns, self.rows.numel())
         self.scaled = product.scale * coefficients
         self.needs_inputs, self.needs_scores = needed[0], needed[1] or needed[2]
         self.written = _view(product, rule.rows, self.rows, coefficients)
@@ -217,10 +217,9 @@ class _BackwardPass:
         of_rows = self.written.analysis(gradients.to(self.scaled.dtype))  # (tokens, k)
         if self.needs_scores:
             of_columns = self.read.analysis(tokens.to(self.scaled.dtype))
-            groups = self.rows.numel() // self.number
-            self.sums[0] += _summed(of_rows, of_columns[:, own].repeat(1, groups))
-            if groups > 1:
-                self.sums[1] += _summed(of_rows[:, own].repeat(1, groups), of_columns)
+            self.sums[0] += _summed(of_rows, of_columns[:, own])
+            if self.rows.numel() > self.number:
+                self.sums[1] += _summed(of_columns, of_rows[:, own])
         if not self.needs_inputs:
             return None
         return self.read_own.synthesis(of_rows[:, own] * self.scaled)
@@ -234,8 +233,11 @@ class _BackwardPass:
         return own[0], after - before
 
 
-def _summed(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).real.sum(0)
+def _summed(groups: Tensor, own: Tensor) -> Tensor:
+    """Return the sums over tokens of each group of columns times the own ones."""
+    grouped = groups.unflatten(-1, (-1, own.shape[-1]))
+    products: Tensor = grouped * own[:, None]
+    return products.real.sum(0).flatten()
 
 
 def gradients_of(
