@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from deltatune.bridges.callback import DeltaCallback
+from deltatune.deltas.cosine import CosineSpectrum
 from deltatune.deltas.low_rank import LowRank
 from deltatune.recipe import Recipe
 from deltatune.updates.alternate import Alternate, Phase
@@ -31,21 +32,36 @@ TURNS = Alternate(
 )
 ORDER = [["up"], ["up"], ["down"], ["up"], ["up"], ["down", "up"]]
 CLIPPED: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.05}
+SPECTRAL_STEPS: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 3.0, "max_grad_norm": 0.5}
 SHARDED: dict[str, Any] = {
     "fsdp": True,
     "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
 }
 
 
-def trainer_in(folder: Path, **changes: Any) -> Any:
-    """Return a trainer of a low-rank delta whose parts take turns."""
-    # Three rows of down over two processes: pieces of different sizes.
-    recipe = Recipe(delta=LowRank(rank=3), update=TURNS)
+# Three rows of down over two processes: pieces of different sizes.
+BY_TURNS = Recipe(delta=LowRank(rank=3), update=TURNS)
+# Values that are not zero, so that locations have a gradient from their first turn on.
+SPECTRAL = Recipe(
+    delta=CosineSpectrum(coefficients=9, values="normal", scale=0.3),
+    update=Alternate(
+        phases=(
+            Phase(parts=("coefficient",), steps=1),
+            Phase(parts=("location",), steps=2, clipped_apart=True),
+        ),
+        until=5,
+        then=("coefficient",),
+    ),
+)
+
+
+def trainer_in(folder: Path, recipe: Recipe = BY_TURNS, **changes: Any) -> Any:
+    """Return a trainer of a delta whose parts take turns."""
     model = recipe.prepare(tiny("llama", "causal_lm"))
     settings = {"max_steps": len(ORDER), "num_train_epochs": 9, "weight_decay": 0.1, **changes}
     sites: Any = model.deltatune_sites
-    trainer = trainer_of(model, sites, folder, rows=ROWS, update=TURNS, **settings)
-    trainer.add_callback(DeltaCallback(trainer, update=TURNS, sites=sites))
+    trainer = trainer_of(model, sites, folder, rows=ROWS, update=recipe.update, **settings)
+    trainer.add_callback(DeltaCallback(trainer, update=recipe.update, sites=sites))
     return trainer
 
 
@@ -122,6 +138,21 @@ def _watched(trainer: Any, file: Path) -> None:
 def clip_pieces(rank: int, folder: Path) -> None:
     """Train by the plain step rule, with the gradients of two sets clipped."""
     trainer = sharded(trainer_in(folder, gradient_accumulation_steps=2, **CLIPPED, **SHARDED))
+    trainer.train()
+    whole = {name: piece.full_tensor() for name, piece in trained(trainer).items()}
+    torch.save({"trained": whole}, folder / f"{rank}.pt")
+
+
+def train_spectral(rank: int, folder: Path) -> None:
+    """Train a cosine delta, each process with a whole copy."""
+    trainer = trainer_in(folder, SPECTRAL, **SPECTRAL_STEPS)
+    trainer.train()
+    torch.save({"trained": trained(trainer)}, folder / f"{rank}.pt")
+
+
+def train_spectral_pieces(rank: int, folder: Path) -> None:
+    """Train a cosine delta in pieces."""
+    trainer = sharded(trainer_in(folder, SPECTRAL, **SPECTRAL_STEPS, **SHARDED))
     trainer.train()
     whole = {name: piece.full_tensor() for name, piece in trained(trainer).items()}
     torch.save({"trained": whole}, folder / f"{rank}.pt")

@@ -164,9 +164,11 @@ TASKS: tuple[Callable[[int, Path], None], ...] = (
     stop_and_resume,
     train_whole,
     sharded_runs.watch_turns,
+    sharded_runs.train_spectral,
     # Last: from here on accelerate believes that every model of these processes is sharded.
     sharded_runs.watch_pieces,
     sharded_runs.clip_pieces,
+    sharded_runs.train_spectral_pieces,
 )
 
 
@@ -232,3 +234,22 @@ def test_two_processes_stop_together_and_resume_to_the_last_bit(
     assert resumed[0]["losses"] == whole[0]["losses"]
     for name, weight in whole[0]["trained"].items():
         assert torch.equal(weight, resumed[0]["trained"][name]), name
+
+
+@pytest.mark.parametrize("task", ["train_spectral", "train_spectral_pieces"])
+def test_two_processes_move_coefficients_and_locations_as_one(
+    task: str, results: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    two = results[task]
+    assert_ranks_agree(two)
+    steps = sharded_runs.SPECTRAL_STEPS
+    one = sharded_runs.trainer_in(
+        tmp_path, sharded_runs.SPECTRAL, per_device_train_batch_size=4, **steps
+    )
+    start = {name: weight.clone() for name, weight in sharded_runs.trained(one).items()}
+    one.train()
+    moved = sharded_runs.trained(one)
+    assert all(not torch.equal(weight, start[name]) for name, weight in moved.items())
+    for name, weight in moved.items():
+        # Two sums of sums in another order, in float32, over six steps.
+        torch.testing.assert_close(two[0]["trained"][name], weight, rtol=1e-4, atol=1e-6)

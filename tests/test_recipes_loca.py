@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import peft
 import pytest
@@ -74,6 +76,13 @@ def test_a_run_trains_by_turns_and_can_be_exported(tmp_path):
     # Two layers, query and value: 6 coefficients each, and a row and a column of each.
     assert run.costs["trainable_parameters_ever"] == 2 * 2 * 18
     assert run.costs["trainable_parameters"] == 2 * 2 * 6
+    by_place = run.costs["delta_by_place"]
+    assert len(by_place) == 4
+    for figures in by_place.values():
+        assert figures["coefficients"] == 6
+        assert figures["row_largest_cells"] <= 1  # 6 steps of 0.077 cells, warmed up
+        assert set(figures["ways"]) <= {"factored", "transform", "sparse"}
+    assert json.loads((run.folder / "costs.json").read_text())["delta_by_place"] == by_place
 
 
 def test_limit_without_locations_is_the_transform_at_fixed_places():

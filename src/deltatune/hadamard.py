@@ -1,4 +1,4 @@
-"""Hadamard matrices of small orders, of which larger ones are Kronecker products with powers of 2."""
+"""Hadamard matrices of small orders; larger ones are Kronecker products with powers of 2."""
 
 from __future__ import annotations
 

@@ -200,8 +200,7 @@ class Fourier(_Whole):
 class Hadamard(_Whole):
     """The Walsh-Hadamard basis in natural order: entries are +-1 / sqrt(n).
 
-    A size is a power of 2 times 1, 12, 20 or 28, the orders that Paley's constructions give for the
-    primes 11, 19 and 13.
+    A size is a power of 2 times 1, 12, 20 or 28 (Paley's constructions for 11, 19 and 13).
     """
 
     is_complex: ClassVar[bool] = False

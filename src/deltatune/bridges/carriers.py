@@ -19,6 +19,7 @@ from deltatune.bridges.measured_starts import start_from_statistics
 from deltatune.bridges.peft_adalora import AdaLoraCarrier
 from deltatune.bridges.peft_config import delta_config
 from deltatune.bridges.peft_host import AdapterCarrier, PeftCarrier, adapted
+from deltatune.bridges.peft_layer import DeltaLayer
 from deltatune.bridges.peft_lora import save_as_lora
 from deltatune.bridges.peft_prefix import PrefixCarrier
 from deltatune.errors import NotMergeable
@@ -49,6 +50,14 @@ class _Ours(AdapterCarrier):
         model = adapted(base, config)
         start_from_statistics(model, base, self.delta, injection)
         return model
+
+    def figures(self, model: nn.Module, sites: Sites) -> Mapping[str, Any]:
+        """Return what the deltas record of themselves, by place."""
+        layers = [module for module in model.modules() if isinstance(module, DeltaLayer)]
+        places = [own for layer in layers for own in layer.deltas("default")]
+        found = {own.place.site: own.delta.figures() for own in places}
+        told = {site: figures for site, figures in found.items() if figures}
+        return {"delta_by_place": told} if told else {}
 
     def save_as_lora(self, model: nn.Module, folder: Path) -> None:
         save_as_lora(model, folder, "default")

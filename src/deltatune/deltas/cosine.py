@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,84 +17,18 @@ from deltatune.deltas.spectral_locations import (
     low_frequency_cells,
     uniform_cells,
 )
+from deltatune.deltas.spectral_options import CosineSpectrum
 from deltatune.deltas.spectral_products import SpectralProduct, linear
 from deltatune.deltas.spectral_weight import weight as built_weight
 from deltatune.errors import InputError, NotComposable
 from deltatune.orthonormal import BASES, Basis
 from deltatune.part import Part
 from deltatune.parts import Source, declare
+from deltatune.reports.location_distance import location_distance
 
 __all__ = ["CosineDelta", "CosineSpectrum"]
 
-Way = Literal["auto", "factored", "transform", "sparse", "dense", "fast"]
 OF_WEIGHTS = ("sparse", "dense", "fast")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineSpectrum:
-    """Options of the cosine delta.
-
-    Args:
-        coefficients: B of each weight: a whole number from 1, or a share of its entries below 1.
-        scale: alpha, a factor above 0; the norm of the change is alpha times the coefficients'.
-        basis: of both axes: `cosine`, `hadamard`, `rotation` or `fourier` (real parts of complex
-            rows, as in FourierFT).
-        locations: where coefficients begin: `uniform` draws each by itself, `distinct` never two in
-            one cell, `low_frequency` takes the first cells, `gradient` those with the largest
-            coefficients of the weight's gradient on `batches` of examples.
-        learns_locations: whether locations train; else they stay.
-        location_unit: of the trained numbers: `cell`, so that one learning rate means the same on
-            axes of any length, or `share` of the axis, as published.
-        location_gradient: `clean`, which gives none at the border of the spectrum, where the
-            difference has one side only; or `authors`, see `LocationRule`.
-        values: coefficients at the start: `zero`, or `normal` (then the change is not zero).
-        way: how products are computed (`deltas/spectral_products.py`); `auto` takes the cheapest
-            for each number of tokens.
-        dropout: probability that an input is dropped while training, in [0, 1).
-        batches: of examples for `gradient`, from 1.
-    """
-
-    coefficients: float = 1000
-    scale: float = 1.0
-    basis: Literal["cosine", "hadamard", "rotation", "fourier"] = "cosine"
-    locations: Literal["uniform", "distinct", "low_frequency", "gradient"] = "uniform"
-    learns_locations: bool = True
-    location_unit: Literal["cell", "share"] = "cell"
-    location_gradient: Literal["clean", "authors"] = "clean"
-    values: Literal["zero", "normal"] = "zero"
-    way: Way = "auto"
-    dropout: float = 0.0
-    batches: int = 8
-
-    def __post_init__(self) -> None:
-        whole = float(self.coefficients).is_integer()
-        if not (self.coefficients > 0 and (whole or self.coefficients < 1)):
-            raise InputError(
-                f"coefficients={self.coefficients:g} is not allowed: give a whole number from 1, "
-                f"or a share of the entries between 0 and 1"
-            )
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise InputError(f"scale={self.scale} is not allowed: give a finite number above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout} is not allowed: give a probability in [0, 1)")
-        if self.batches < 1:
-            raise InputError(f"batches={self.batches} is not allowed: give an integer from 1")
-
-    @classmethod
-    def example(cls) -> CosineSpectrum:
-        """Return few coefficients, which fit most weights."""
-        return cls(coefficients=6)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The statistic that the locations are chosen by."""
-        return frozenset({"weight_gradient"} if self.locations == "gradient" else ())
-
-    def number(self, out_features: int, in_features: int) -> int:
-        """Return B of a weight `(out, in)`; a share gives at least 1."""
-        if self.coefficients >= 1:
-            return int(self.coefficients)
-        return max(1, round(self.coefficients * out_features * in_features))
 
 
 @declare(
@@ -128,6 +60,7 @@ class CosineDelta(Delta):
     reads_weight = False
     options: CosineSpectrum
     locations: Tensor
+    first_cells: Tensor
 
     def __init__(
         self,
@@ -160,6 +93,9 @@ class CosineDelta(Delta):
             self.locations = nn.Parameter(locations)  # (2, B)
         else:
             self.register_buffer("locations", locations)
+        # Not saved: drawn or measured again wherever a run goes on.
+        self.register_buffer("first_cells", self.cells(), persistent=False)
+        self.ways: set[str] = set()
         values = torch.zeros(number)
         if options.values == "normal":
             values.normal_(generator=generator)
@@ -223,6 +159,7 @@ class CosineDelta(Delta):
         gradient = statistics["weight_gradient"].to(torch.float32)
         cells = largest_cells(self.coefficients.numel(), gradient, self.basis)
         self.locations.copy_(self.rule.of_cells(cells))
+        self.first_cells.copy_(cells)
 
     def cells(self) -> Tensor:
         """Return the row and column of each coefficient in the spectrum, `(2, B)` int64."""
@@ -248,11 +185,18 @@ class CosineDelta(Delta):
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return the change of the output; only the ways that build the weight keep more of it."""
         way = self.way_for(inputs.numel() // max(1, inputs.shape[-1]))
+        self.ways.add(way)
         if way not in OF_WEIGHTS:
             return linear(inputs, self.coefficients, self._float_locations(), self._product(way))
         dropped = nn.functional.dropout(inputs, self.options.dropout, self.training)
         built = built_weight(self.coefficients, self._float_locations(), self._product(way))
         return nn.functional.linear(dropped, built.to(inputs.dtype))
+
+    def figures(self) -> Mapping[str, Any]:
+        """Return how far the locations are from where they began, and the ways that were taken."""
+        shape = (self.out_features, self.in_features)
+        travelled = location_distance(self.first_cells, self.cells(), shape=shape)
+        return {**travelled, "ways": sorted(self.ways)}
 
     def _product(self, way: str) -> SpectralProduct:
         dropout = self.options.dropout if self.training else 0.0

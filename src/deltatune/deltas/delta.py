@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -156,6 +157,10 @@ class Delta(nn.Module, ABC):
     def low_rank_factors(self) -> tuple[Tensor, Tensor] | None:
         """Return `(up (out, rank), down (rank, in))` whose product is `delta_weight`, if any."""
         return None
+
+    def figures(self) -> Mapping[str, Any]:
+        """Return what a run records of this delta after training, as plain values for JSON."""
+        return {}
 
     def acting_factors(self) -> ActingFactors | None:
         """Return factors that do all that `delta_output` does now, or None.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,6 +135,11 @@ class SumDelta(Delta):
         """Return the sum of the terms' outputs, each computed in its own cheapest way."""
         first, *others = (term.delta_output(inputs, weight) for term in self._terms())
         return sum(others, start=first)
+
+    def figures(self) -> Mapping[str, Any]:
+        """Return what the terms have to say, by their number."""
+        found = {str(i): term.figures() for i, term in enumerate(self._terms())}
+        return {number: figures for number, figures in found.items() if figures}
 
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         """Return the sum of the terms' changes of the bias, or None when none has one."""
