@@ -1,6 +1,6 @@
 """A training step of the cosine delta against peft's LoRA and FourierFT, on the same modules.
 
-A random Llama of each width (4 layers, 2 from width 2048 on; MLP 2.75 times the width, vocabulary
+A random Llama of each width (4 layers, on a CPU 1 from width 2048 on; MLP 2.75 times the width, vocabulary
 2,000), query and value adapted: LoCA with 1,000 coefficients in a matrix, once in a step of
 coefficients (nine in ten of a training) and once in a step of locations, LoRA of rank 8, FourierFT
 of 1,000. Rows of 128 tokens, batches of 1 to 16. A step is forward, backward and AdamW; ratios are
@@ -167,7 +167,7 @@ def main() -> None:
     dtype = torch.bfloat16 if on_gpu else torch.float32
     rows, by_way = [], []
     for width in widths:
-        layers, length = (2 if width >= 2048 and not on_gpu else 4), (16 if given.tiny else LENGTH)
+        layers, length = (1 if width >= 2048 and not on_gpu else 4), (16 if given.tiny else LENGTH)
         for sequences in given.batches:
             shape = shape_of(width, sequences, layers, length)
             for compiled in (False, True) if on_gpu else (False,):

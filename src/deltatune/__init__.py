@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deltatune.recipe import InPlace, Recipe
     from deltatune.run import Run, finetune
     from deltatune.settings import Optimizer, Training
+    from deltatune.spectrum_report import write_spectrum_report
     from deltatune.weight_delta import WeightDelta
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "write_spectrum_report",
 ]
 
 _HOMES = {
@@ -46,6 +48,7 @@ _HOMES = {
     "export": "exporting",
     "finetune": "run",
     "load": "exporting",
+    "write_spectrum_report": "spectrum_report",
 }
 
 register()

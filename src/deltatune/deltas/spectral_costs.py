@@ -31,7 +31,7 @@ _PASSES = 2.5
 
 
 def cheapest_way(tokens: int, *, coefficients: int, rows: int, columns: int, device: str) -> str:
-    """Return `factored`, `transform` or `sparse`.
+    """Return `factored`, `transform`, `sparse` or `fast`.
 
     Args:
         tokens: of the pass.
@@ -43,10 +43,12 @@ def cheapest_way(tokens: int, *, coefficients: int, rows: int, columns: int, dev
     cost = _CPU if device == "cpu" else _ACCELERATOR
     axes = rows + columns
     of_rows = cost.product * coefficients * axes  # the rows' own cosines weigh about as much
+    # A built weight is multiplied with inputs, with gradients, and met by the weight's gradient.
+    of_weight = 3 * rows * columns * tokens * cost.product
     times = {
         "factored": _PASSES * tokens * of_rows + 40 * of_rows,
         "transform": _PASSES * tokens * (cost.transform * axes + cost.gather * coefficients),
-        "sparse": 4 * coefficients * rows * columns * cost.product
-        + 3 * rows * columns * tokens * cost.product,
+        "sparse": 4 * coefficients * rows * columns * cost.product + of_weight,
+        "fast": 4 * rows * columns * cost.transform + of_weight,
     }
     return min(times, key=lambda way: times[way])
