@@ -1,11 +1,11 @@
 """A training step of the cosine delta against peft's LoRA and FourierFT, on the same modules.
 
-A random Llama of each width (4 layers, on a CPU 1 from width 2048 on; MLP 2.75 times the width, vocabulary
-2,000), query and value adapted: LoCA with 1,000 coefficients in a matrix, once in a step of
-coefficients (nine in ten of a training) and once in a step of locations, LoRA of rank 8, FourierFT
-of 1,000. Rows of 128 tokens, batches of 1 to 16. A step is forward, backward and AdamW; ratios are
-medians over pairs of the process's CPU time, with one thread. Peak memory is what a step allocates
-above the model, from the allocator's own record.
+A random Llama of each width (4 layers, on a CPU 1 from width 2048 on; MLP 2.75 times the width,
+vocabulary 2,000), query and value adapted: LoCA with 1,000 coefficients in a matrix, once in a step
+of coefficients (more than nine in ten of a training) and once in one of locations, LoRA of rank 8,
+FourierFT of 1,000. Rows of 128 tokens, batches of 1 to 16. A step is forward, backward and AdamW;
+ratios are medians over pairs of the process's CPU time, with one thread. Peak memory is what a step
+allocates above the model, from the allocator's own record.
 
 On a GPU the width is 4096 and the dtype bfloat16, with and without `torch.compile`:
 
