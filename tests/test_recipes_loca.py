@@ -14,6 +14,7 @@ from deltatune.bridges.carriers import carrier_of
 from deltatune.bridges.names import trained_parameters
 from deltatune.deltas.cosine import CosineDelta, CosineSpectrum
 from deltatune.errors import InputError, NotMergeable
+from deltatune.exporting import load
 from deltatune.orthonormal import BASES
 from deltatune.run import finetune
 from deltatune.run_folder import RunFolder
@@ -255,3 +256,24 @@ def test_conversion_to_lora_is_refused_by_name(tmp_path):
     model = chosen.prepare(tiny("llama", "causal_lm"))
     with pytest.raises(NotMergeable, match="no LoRA equals it"):
         carrier_of(chosen.delta).save_as_lora(model, tmp_path)
+
+
+def test_a_run_begins_where_the_gradient_is_largest(tmp_path):
+    chosen = recipe.named("loca", {"locations": "gradient", "coefficient_steps": 2, "until": 4})
+    training = {"training.steps": 6, "training.batch_size": 4, "training.max_length": 32}
+    run = finetune(
+        model_folder(tmp_path / "llama"),
+        completions(80),
+        chosen,
+        output=tmp_path / "run",
+        assignments={**SMALL, **training},
+    )
+    assert run.after["loss"] < run.before["loss"]
+    drawn_at_random = recipe.named("loca").with_fields(SMALL)
+    cells = [one.cells() for one in spectral(drawn_at_random.prepare(tiny("llama", "causal_lm")))]
+    folder = RunFolder(run.folder)
+    tuned = spectral(load(run.folder))
+    assert folder.is_finished
+    assert [one.cells().shape for one in tuned] == [one.shape for one in cells]
+    assert all(not torch.equal(one.cells(), other) for one, other in zip(tuned, cells, strict=True))
+    assert all(bool((one.coefficients != 0).all()) for one in tuned)
