@@ -24,6 +24,9 @@ from tests.adapters import logits_of
 from tests.folders import completions, model_folder, rows_file
 
 RECIPES = tuple(parts.known("recipes"))
+# What fits no tiny weight by default, and turns that eight steps hold.
+TURNS = {"coefficient_steps": 2, "location_steps": 2, "until": 0.9}
+SMALL: dict[str, dict[str, Any]] = {"loca": {"coefficients": 0.05, **TURNS}}
 # Whatever the recipe is: eight rows a step, no warm-up in a run of eight steps.
 FIELDS = {
     "training.steps": 8,
@@ -62,7 +65,7 @@ def trained(name: str, folder: Path, *, fields: dict[str, Any] | None = None) ->
     """Train a recipe for a few steps; skip it where its optimizer's package is missing."""
     model = model_folder(folder / "model")
     rows = rows_file(folder / "rows.jsonl", completions(25))
-    recipe = named(name, {**FIELDS, **(fields or {})})
+    recipe = named(name, {**SMALL.get(name, {}), **FIELDS, **(fields or {})})
     try:
         check_can_run(recipe.optimizer.name)
     except InputError as error:

@@ -60,7 +60,6 @@ class CosineDelta(Delta):
     reads_weight = False
     options: CosineSpectrum
     locations: Tensor
-    first_cells: Tensor
 
     def __init__(
         self,
@@ -88,13 +87,14 @@ class CosineDelta(Delta):
             is_authors=options.location_gradient == "authors",
         )
         self.has_start = bool(options.needs)
-        locations = self._first_locations(number, generator).to(weight.device)
+        locations = self._first_locations(number, generator)
+        # No buffer: not saved, but drawn or measured again wherever a run goes on.
+        self.first_cells = self.rule.cells(locations)
+        locations = locations.to(weight.device)
         if options.learns_locations:
             self.locations = nn.Parameter(locations)  # (2, B)
         else:
             self.register_buffer("locations", locations)
-        # Not saved: drawn or measured again wherever a run goes on.
-        self.register_buffer("first_cells", self.cells(), persistent=False)
         self.ways: set[str] = set()
         values = torch.zeros(number)
         if options.values == "normal":
@@ -159,7 +159,7 @@ class CosineDelta(Delta):
         gradient = statistics["weight_gradient"].to(torch.float32)
         cells = largest_cells(self.coefficients.numel(), gradient, self.basis)
         self.locations.copy_(self.rule.of_cells(cells))
-        self.first_cells.copy_(cells)
+        self.first_cells = cells.cpu()
 
     def cells(self) -> Tensor:
         """Return the row and column of each coefficient in the spectrum, `(2, B)` int64."""
