@@ -132,13 +132,14 @@ def peft_lora(
     dtype: torch.dtype,
     *,
     dropout: float = 0.0,
+    rank: int = RANK,
     projections: tuple[str, ...] = PROJECTIONS,
     device: str = "cpu",
 ) -> Contender:
-    """Return peft's plain LoRA of rank 16, with peft's defaults, under AdamW."""
+    """Return peft's plain LoRA with alpha = rank, and else peft's defaults, under AdamW."""
     config = peft.LoraConfig(
-        r=RANK,
-        lora_alpha=RANK,
+        r=rank,
+        lora_alpha=rank,
         lora_dropout=dropout,
         target_modules=list(projections),
         task_type="CAUSAL_LM",

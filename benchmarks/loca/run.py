@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from contenders import Contender, Shape, quiet
+from contenders import Contender, Shape, peft_lora, quiet
 from racing import counted_flops, interval, paired_times, peak_bytes, write
 
 from deltatune import Recipe
@@ -81,8 +81,7 @@ def loca(
 
 
 def lora(shape: Shape, dtype: torch.dtype, device: str) -> Contender:
-    config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=MODULES, task_type="CAUSAL_LM")
-    return contender(peft.get_peft_model(shape.base(dtype, device), config), shape, device)
+    return peft_lora(shape, dtype, rank=8, projections=tuple(MODULES), device=device)
 
 
 def fourierft(shape: Shape, dtype: torch.dtype, device: str) -> Contender:

@@ -58,5 +58,23 @@ const looks = (function () {
     return [low - room, high + room];
   }
 
-  return { COLOURS, DASHES, theme, config, layout, above, range };
+  // Draw now, and again whenever the page gets another size, other colours or goes on paper.
+  function keepDrawn(drawAll) {
+    let waiting = 0;
+    addEventListener("resize", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(drawAll, 100);
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+    // Paper is narrow and white whatever the window is.
+    function print(isBeginning) {
+      document.documentElement.classList.toggle("printing", isBeginning);
+      drawAll();
+    }
+    addEventListener("beforeprint", () => print(true));
+    addEventListener("afterprint", () => print(false));
+    drawAll();
+  }
+
+  return { COLOURS, DASHES, theme, config, layout, above, range, keepDrawn };
 })();

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # it has no annotations
 
 from deltatune.comparison.reporting import page_tables, summary
 from deltatune.comparison.reporting.charts import axis_names, chart_data, default_axes
 from deltatune.comparison.reporting.contents import Comparison
+from deltatune.comparison.reporting.page_files import rendered
 
 __all__ = ["page"]
 
@@ -22,14 +19,10 @@ LONGEST_TITLE = 90  # letters; a comparison of forty recipes has a title of a wh
 
 def page(comparison: Comparison) -> str:
     """Return the page; every text of the comparison is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_own_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    return rendered(
+        __package__,
+        "page.html",
+        ("tables.js", "labels.js", "looks.js", "plots.js"),
         comparison=comparison,
         title=_title(comparison),
         compared=summary.what_was_compared(comparison),
@@ -46,17 +39,7 @@ def page(comparison: Comparison) -> str:
         axis_names=axis_names(comparison),
         recipes={row.name: _as_yaml(row.recipe) for row in comparison.recipes if row.recipe},
         environment=_flat(comparison.environment),
-        # Our own files and plotly's hold no text of the comparison and go in as they are.
-        style=Markup(_own_file("page.css")),
-        scripts=[
-            Markup(_own_file(name)) for name in ("tables.js", "labels.js", "looks.js", "plots.js")
-        ],
-        plotly=Markup(get_plotlyjs()),
     )
-
-
-def _own_file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _title(comparison: Comparison) -> str:

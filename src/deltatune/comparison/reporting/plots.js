@@ -2,7 +2,7 @@
 // The plots. Numbers and texts come ready from the page; colours follow the reader's theme.
 (function () {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
-  const { COLOURS, DASHES, theme, config, layout, above, range } = looks;
+  const { COLOURS, DASHES, theme, config, layout, above, range, keepDrawn } = looks;
   const element = (id) => document.getElementById(id);
 
   function frontOf(x, y) {
@@ -245,18 +245,5 @@
   for (const id of element("losses-plot") ? ["every-run", "losses-log"] : []) {
     element(id).addEventListener("change", drawLosses);
   }
-  let waiting = 0;
-  addEventListener("resize", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 100);
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  // Paper is narrow and white whatever the window is.
-  function print(isBeginning) {
-    document.documentElement.classList.toggle("printing", isBeginning);
-    drawAll();
-  }
-  addEventListener("beforeprint", () => print(true));
-  addEventListener("afterprint", () => print(false));
-  drawAll();
+  keepDrawn(drawAll);
 })();

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from importlib import resources
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # it has no annotations
-
+from deltatune.comparison.reporting.page_files import rendered
 from deltatune.comparison.reporting.page_tables import Cell, Heading, Table
 from deltatune.comparison.reporting.units import number, p_value
 from deltatune.reports.spectra import WeightSpectrum
@@ -18,9 +14,6 @@ from deltatune.reports.spectrum_pages.figures import LINES
 
 __all__ = ["page"]
 
-OWN = ("spectra.html", "spectra.js")
-# Looks and tables are those of a comparison's page.
-SHARED = "deltatune.comparison.reporting"
 HEADINGS = {
     "norm": ("norm", "Frobenius norm of the change"),
     "to_weight_norm_ratio": ("over weight", "norm of the change over that of its base weight"),
@@ -38,29 +31,17 @@ HEADINGS = {
 
 def page(report: SpectrumReport) -> str:
     """Return the page; every text of the delta is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("spectra.html").render(
+    return rendered(
+        __package__,
+        "spectra.html",
+        ("tables.js", "looks.js", "spectra.js"),
+        title=report.title,
         report=report,
         summary=_summary(report),
         table=_table(report),
         names=[one.name for one in report.largest_first()],
         charts=_charts(report),
-        # Our own files and plotly's hold no text of the delta and go in as they are.
-        style=Markup(_file("page.css")),
-        scripts=[Markup(_file(name)) for name in ("tables.js", "looks.js", "spectra.js")],
-        plotly=Markup(get_plotlyjs()),
     )
-
-
-def _file(name: str) -> str:
-    package = __package__ if name in OWN else SHARED
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _summary(report: SpectrumReport) -> str:

@@ -2,7 +2,7 @@
 // The plots of one weight. Numbers come ready from the page; colours follow the reader's theme.
 (function () {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
-  const { COLOURS, theme, config, layout, above } = looks;
+  const { COLOURS, theme, config, layout, above, keepDrawn } = looks;
   const element = (id) => document.getElementById(id);
   const chosen = () => data.weights[element("weight").value];
 
@@ -56,18 +56,5 @@
 
   if (!element("weight")) return;
   element("weight").addEventListener("change", drawAll);
-  let waiting = 0;
-  addEventListener("resize", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 100);
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  // Paper is narrow and white whatever the window is.
-  function print(isBeginning) {
-    document.documentElement.classList.toggle("printing", isBeginning);
-    drawAll();
-  }
-  addEventListener("beforeprint", () => print(true));
-  addEventListener("afterprint", () => print(false));
-  drawAll();
+  keepDrawn(drawAll);
 })();
