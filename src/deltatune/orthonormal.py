@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,77 +23,59 @@ from deltatune.seeds import generator_for
 __all__ = ["BASES", "Basis", "Cosine", "Fourier", "Hadamard", "Rotation"]
 
 
-class Basis(Protocol):
+class Basis(ABC):
     """What every basis can do.
 
     Attributes:
         is_complex: whether rows are complex; sums of them are then read as real parts.
     """
 
-    is_complex: ClassVar[bool]
+    is_complex: ClassVar[bool] = False
 
-    def check(self, size: int, what: str) -> None:
+    def check(self, size: int, what: str) -> None:  # noqa: B027 - most refuse none
         """Refuse a size for which there is no such basis.
 
         Raises:
             InputError: with `what` in the message.
         """
-        ...
 
+    @abstractmethod
     def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return chosen rows, `(k, size)`, of indices `(k,)` int64."""
-        ...
 
+    @abstractmethod
     def analysis(self, vectors: Tensor) -> Tensor:
         """Return the inner products with all rows, `(..., n) -> (..., n)`."""
-        ...
 
+    @abstractmethod
     def synthesis(self, coefficients: Tensor) -> Tensor:
         """Return the sums of rows, `(..., n) -> (..., n)`."""
-        ...
 
     def analysis_at(self, vectors: Tensor, indices: Tensor) -> Tensor:
         """Return the inner products with chosen rows, `(tokens, n) -> (tokens, k)`."""
-        ...
-
-    def synthesis_at(self, values: Tensor, indices: Tensor, size: int) -> Tensor:
-        """Return the sums of chosen rows, `(tokens, k) -> (tokens, n)`; a row may come twice."""
-        ...
-
-
-class _Whole:
-    """Bases whose transforms give all rows, of which some are then taken."""
-
-    def analysis(self, vectors: Tensor) -> Tensor:
-        """See `Basis`."""
-        raise NotImplementedError
-
-    def synthesis(self, coefficients: Tensor) -> Tensor:
-        """See `Basis`."""
-        raise NotImplementedError
-
-    def analysis_at(self, vectors: Tensor, indices: Tensor) -> Tensor:
-        """Return the inner products with chosen rows; see `Basis`."""
         return self.analysis(vectors).index_select(-1, indices)
 
     def synthesis_at(self, values: Tensor, indices: Tensor, size: int) -> Tensor:
-        """Return the sums of chosen rows; see `Basis`."""
+        """Return the sums of chosen rows, `(tokens, k) -> (tokens, n)`; a row may come twice."""
         spectrum = values.new_zeros(values.shape[0], size)
         return self.synthesis(spectrum.index_add_(-1, indices, values))
 
+    def spectrum(self, matrix: Tensor) -> Tensor:
+        """Return the coefficients of a matrix along both axes, `(p, q) -> (p, q)`."""
+        return self.analysis(self.analysis(matrix).mT).mT
 
-class Cosine:
+    def matrix(self, spectrum: Tensor) -> Tensor:
+        """Return the matrix of a spectrum, `(p, q) -> (p, q)`."""
+        return self.synthesis(self.synthesis(spectrum).mT).mT
+
+
+class Cosine(Basis):
     """The orthonormal discrete cosine transform of type II.
 
     M[k, j] = sqrt(2 / n) c_k cos(pi (2 j + 1) k / (2 n)), c_0 = 1 / sqrt(2) and else 1. The whole
     transform goes through a real Fourier transform of the same length (Makhoul 1980), for odd sizes
     too.
     """
-
-    is_complex: ClassVar[bool] = False
-
-    def check(self, size: int, what: str) -> None:
-        """Accept every size."""
 
     def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return chosen rows; see `Basis`."""
@@ -173,13 +156,10 @@ def _cosine_table(size: int, dtype: torch.dtype, device: torch.device) -> _Cosin
     )
 
 
-class Fourier(_Whole):
+class Fourier(Basis):
     """The unitary discrete Fourier transform: M[k, j] = exp(2 pi i j k / n) / sqrt(n)."""
 
     is_complex: ClassVar[bool] = True
-
-    def check(self, size: int, what: str) -> None:
-        """Accept every size."""
 
     def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return chosen rows, complex; see `Basis`."""
@@ -197,13 +177,11 @@ class Fourier(_Whole):
         return self.analysis(coefficients)
 
 
-class Hadamard(_Whole):
+class Hadamard(Basis):
     """The Walsh-Hadamard basis in natural order: entries are +-1 / sqrt(n).
 
     A size is a power of 2 times 1, 12, 20 or 28 (Paley's constructions for 11, 19 and 13).
     """
-
-    is_complex: ClassVar[bool] = False
 
     def check(self, size: int, what: str) -> None:
         """Refuse a size that is no power of 2 times a known order.
@@ -258,16 +236,11 @@ class Hadamard(_Whole):
         return turned / math.sqrt(size)
 
 
-class Rotation(_Whole):
+class Rotation(Basis):
     """A random rotation, the same on every machine: uniform among orthogonal matrices.
 
     The whole matrix is formed, once for each size.
     """
-
-    is_complex: ClassVar[bool] = False
-
-    def check(self, size: int, what: str) -> None:
-        """Accept every size."""
 
     def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return chosen rows; see `Basis`."""

@@ -164,7 +164,6 @@ def largest_cells(number: int, gradient: Tensor, basis: Basis) -> Tensor:
         gradient: `(p, q)` float32.
         basis: of both axes.
     """
-    spectrum = basis.analysis(basis.analysis(gradient).mT).mT
-    sizes = spectrum.real.abs().flatten()
+    sizes = basis.spectrum(gradient).real.abs().flatten()
     flat = sizes.topk(number, sorted=False).indices.sort().values
     return torch.stack([flat // gradient.shape[1], flat % gradient.shape[1]])

@@ -207,7 +207,9 @@ class _BackwardPass:
         self.needs_inputs, self.needs_scores = needed[0], needed[1] or needed[2]
         self.written = _view(product, rule.rows, self.rows, coefficients)
         self.read = _view(product, rule.columns, self.columns, coefficients)
-        self.read_own = _view(product, rule.columns, cells[1], coefficients)
+        self.read_own = (
+            _view(product, rule.columns, cells[1], coefficients) if around else self.read
+        )
         self.product = product
         self.sums = coefficients.new_zeros(2, self.rows.numel())
 

@@ -90,8 +90,7 @@ def _synthesised(product: SpectralProduct, values: Tensor, cells: Tensor) -> Ten
     if product.way == "dense":
         up, down = _matrices(product, values)
         return (up.mT @ (spectrum.to(down.dtype) @ down)).real
-    across = product.basis.synthesis(spectrum)
-    return product.basis.synthesis(across.mT).mT.real.contiguous()
+    return product.basis.matrix(spectrum).real.contiguous()
 
 
 def _analysed(product: SpectralProduct, gradient: Tensor, cells: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def _analysed(product: SpectralProduct, gradient: Tensor, cells: Tensor) -> Tens
         up, down = _matrices(product, gradient)
         spectrum = up @ gradient.to(up.dtype) @ down.mT
     else:
-        spectrum = product.basis.analysis(product.basis.analysis(gradient).mT).mT
+        spectrum = product.basis.spectrum(gradient)
     return spectrum.real[cells[0], cells[1]]
 
 
