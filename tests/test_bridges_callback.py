@@ -130,6 +130,13 @@ def test_callback_lets_other_runs_go_on(
     assert trainer.state.global_step == 30
 
 
+def test_penalties_do_not_count_against_the_constant_predictor(tmp_path: Path) -> None:
+    trainer = guarded(tmp_path, 4.3)
+    trainer.auxiliary = (lambda model: torch.tensor(9.0),)
+    trainer.train()
+    assert trainer.state.log_history[-1]["train_loss"] > 13
+
+
 def test_advice_names_the_fastest_group(tmp_path: Path) -> None:
     update = Ratios(roles={"value": 8.0})
     trainer = with_callback(tmp_path, update, objective=NotFinite(), max_steps=4)

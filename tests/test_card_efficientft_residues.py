@@ -20,6 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from deltatune import sites as places
 from deltatune.bridges.callback import DeltaCallback
+from deltatune.bridges.trainer import StepLosses
 from deltatune.errors import Diverged
 from deltatune.updates.ratios import Ratios
 from tests.test_card_efficientft import classify, residue_classifier, residue_rows
@@ -163,7 +164,7 @@ def guard(folder: Path, losses: list[float]) -> None:
         trainer, update=update, sites=places.of(residue_classifier(0)), constant_loss=CHANCE
     )
     for step, loss in enumerate(losses):
-        trainer.step_loss = lambda loss=loss: loss
+        trainer.step_losses = lambda loss=loss: StepLosses(loss, loss)
         callback.on_pre_optimizer_step(trainer.args, SimpleNamespace(global_step=step), None)
 
 

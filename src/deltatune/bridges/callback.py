@@ -37,7 +37,8 @@ class DeltaCallback(TrainerCallback):
         trainer: made by `with_objective`, before `train()`; add the callback to it.
         update: says who is live in each step.
         sites: of the base model.
-        constant_loss: loss of the constant predictor, ln C for C classes; None without one.
+        constant_loss: loss of the constant predictor, ln C for C classes, with which the loss
+            without its auxiliary terms is compared; None without one.
         margin: how far above it, as a fraction, the mean of the last losses counts as diverged;
             batches are noisy, and a run that has only not learnt yet stands right at it.
         warmup_steps: steps of this run before the comparison starts.
@@ -108,12 +109,12 @@ class DeltaCallback(TrainerCallback):
         Raises:
             Diverged: the loss is not finite, or has stayed above a constant prediction's.
         """
-        loss = self.trainer.step_loss()
+        losses = self.trainer.step_losses()
         step = state.global_step + 1
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss of step {step} is {loss}: {self._advice()}")
+        if not math.isfinite(losses.whole):
+            raise Diverged(f"the loss of step {step} is {losses.whole}: {self._advice()}")
         self._check_gradient(step)
-        self._losses.append(loss)
+        self._losses.append(losses.without_auxiliary)
         self._steps += 1
         self._check_above_constant(step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,22 @@ from deltatune.bridges.turns import Turns
 from deltatune.errors import InputError, NotComposable
 from deltatune.objectives.objective import Objective
 
-__all__ = ["AuxiliaryTerm", "ObjectiveTrainer", "with_objective"]
+__all__ = ["AuxiliaryTerm", "ObjectiveTrainer", "StepLosses", "with_objective"]
 
 AuxiliaryTerm = Callable[[nn.Module], Tensor]
 SomeTrainer = TypeVar("SomeTrainer", bound=Trainer)
+
+
+class StepLosses(NamedTuple):
+    """Losses of one optimizer step.
+
+    Attributes:
+        whole: what is minimised.
+        without_auxiliary: that of the task alone.
+    """
+
+    whole: float
+    without_auxiliary: float
 
 
 def with_objective(trainer_class: type[SomeTrainer]) -> type[SomeTrainer]:
@@ -74,6 +86,7 @@ class ObjectiveTrainer(Trainer):
         self.objective = objective
         self.auxiliary = tuple(auxiliary)
         self.apart = contextlib.nullcontext
+        # Of each micro-batch: its part of the step's loss, and of that without auxiliary terms.
         self._parts_of_step: list[Tensor] = []
         self._evaluated: tuple[float, int] = (0.0, 0)
         super().__init__(*args, **kwargs)
@@ -231,10 +244,11 @@ class ObjectiveTrainer(Trainer):
         micro_batches = self.current_gradient_accumulation_steps
         is_divided_later = not self._is_scaled(count)
         share = 1 if is_divided_later else micro_batches
+        alone = loss.detach().float().mean()
         for term in self.auxiliary:
             loss = loss + term(model) / share
-        part = loss.detach().float().mean()
-        self._parts_of_step.append(part / micro_batches if is_divided_later else part)
+        parts = torch.stack([loss.detach().float().mean(), alone])
+        self._parts_of_step.append(parts / micro_batches if is_divided_later else parts)
         return loss
 
     def _is_scaled(self, count: Any) -> bool:
@@ -245,14 +259,14 @@ class ObjectiveTrainer(Trainer):
         accepts = self.model_accepts_loss_kwargs and count is not None
         return bool(accepts or self.compute_loss_func is not None)
 
-    def step_loss(self) -> float:
-        """Return the loss of the optimizer step so far, the mean over all processes."""
+    def step_losses(self) -> StepLosses:
+        """Return the losses of the optimizer step so far, the means over all processes."""
         if not self._parts_of_step:
-            return 0.0
-        loss = torch.stack(self._parts_of_step).sum()
+            return StepLosses(0.0, 0.0)
+        losses = torch.stack(self._parts_of_step).sum(dim=0)
         if self.args.world_size > 1:
-            loss = self.accelerator.reduce(loss, reduction="mean")
-        return float(loss)
+            losses = self.accelerator.reduce(losses, reduction="mean")
+        return StepLosses(*losses.tolist())
 
 
 def _check_labels(batch: Any) -> None:
