@@ -82,6 +82,14 @@ def test_schedule_is_stretched_to_the_steps_of_the_run() -> None:
     assert (config.tinit, config.tfinal, config.total_step) == (2, 4, 8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_number_of_ranks_never_trains(dtype: torch.dtype) -> None:
+    base = tiny("llama", "causal_lm").to(dtype)
+    model = recipes.named("adalora").prepare(base, task_type="CAUSAL_LM")
+    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"lora_A", "lora_B", "lora_E"}
+
+
 def test_penalty_is_that_of_peft() -> None:
     model: Any = recipes.named("adalora").prepare(tiny("llama", "causal_lm"), task_type="CAUSAL_LM")
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -10,6 +10,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -142,7 +143,23 @@ class PeftCarrier(AdapterCarrier):
 def adapted(base: nn.Module, config: peft.PeftConfig) -> nn.Module:
     """Return the base in peft's wrapper, without peft's remarks."""
     with quiet():
-        return peft.get_peft_model(base, config)
+        model: nn.Module = peft.get_peft_model(base, config)
+    _freeze_constants(model)
+    return model
+
+
+def _freeze_constants(model: nn.Module) -> None:
+    """Freeze what peft keeps beside the parameters that train.
+
+    Where the base has another dtype or device peft moves it there, and its containers make a
+    trained parameter of what comes back: AdaLoRA would train its number of ranks.
+    """
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer.other_param_names:
+                beside = getattr(layer, name, None)
+                if isinstance(beside, nn.ParameterDict):
+                    beside.requires_grad_(False)
 
 
 def _unwrap_trained_modules(model: nn.Module) -> None:
