@@ -56,10 +56,15 @@ def config_for(kind: str, model: nn.Module, *, seed: int = 0, **fields: Any) -> 
 
 
 def with_delta(
-    kind: str, name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32
+    kind: str,
+    name: str = "llama",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    base: Any = None,
 ) -> Any:
     """A tiny causal language model with a fresh delta, in evaluation mode."""
-    base = tiny(name, "causal_lm").to(dtype)
+    base = tiny(name, "causal_lm").to(dtype) if base is None else base
     places = sites.of(base)
     injection = Injection(
         sites=places,

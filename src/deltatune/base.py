@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from deltatune.base_record import BaseRecord, base_record
+from deltatune.bridges.quantized import keep_trainable
 from deltatune.bridges.quiet import quiet
 from deltatune.data.tasks import TASKS
 from deltatune.errors import InputError, unknown_name
@@ -172,6 +173,7 @@ def _load_weights(
             f"which {type(model).__name__} needs: take a model that was trained to continue text, "
             f"or give data with a label column"
         )
+    keep_trainable(model)
     return model, tuple(sorted(missing | replaced))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.bridges.base_parameters import base_parameters
+from deltatune.bridges.quantized import is_packed, shape_of_packed
 from deltatune.errors import InputError
 
 __all__ = ["BaseRecord", "WeightRecord", "base_record"]
@@ -26,6 +27,7 @@ NOT_THE_FUNCTION = (
     "transformers_version",
     "architectures",
     "dtype",
+    "quantization_config",
     "torch_dtype",
     "id2label",
     "label2id",
@@ -50,7 +52,8 @@ class WeightRecord:
     Args:
         shape: as it is stored.
         digest: of evenly spaced values, rounded to bfloat16, so that it is the same for a base in
-            float32 and in bfloat16; empty where the weight holds no values (device `meta`).
+            float32 and in bfloat16; empty where the weight holds no values (device `meta`) or
+            packed ones, so that an adapter goes from a quantised base to the whole one and back.
         digest_of_half: the same, rounded to float16 before, for a base that is loaded in float16.
     """
 
@@ -195,6 +198,8 @@ def base_record(model: nn.Module, name: str = "") -> BaseRecord:
 
 def _weight_record(parameter: Tensor) -> WeightRecord:
     shape = tuple(int(size) for size in parameter.shape)
+    if is_packed(parameter):  # the rounded values are not those of the base as it is published
+        return WeightRecord(shape=shape_of_packed(parameter), digest="", digest_of_half="")
     if parameter.is_meta:
         return WeightRecord(shape=shape, digest="", digest_of_half="")
     values = parameter.detach().reshape(-1)

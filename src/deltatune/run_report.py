@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from deltatune.bridges.quantized import is_packed, shape_of_packed
 from deltatune.plan import Plan
 from deltatune.run_folder import RunFolder
 from deltatune.updates import groups as grouping
@@ -26,7 +28,8 @@ def summary(
     """Return the table that ends a run: before, after, parameters, time, place, what next."""
     headline = result["after"]["headline"]
     before, after = result["before"]["metrics"][headline], result["after"]["metrics"][headline]
-    total = sum(parameter.numel() for parameter in plan.base.model.parameters())
+    weights = list(plan.base.model.parameters())
+    total = sum(math.prod(shape_of_packed(weight)) for weight in weights)
     trained = costs["trainable_parameters"]
     rows = Table(title=Text(f"{plan.recipe.name}: done"), show_header=False)
     rows.add_row(f"{headline} before", f"{before:.4f}  ({result['before']['split']})")
@@ -41,7 +44,7 @@ def summary(
     rows.add_row("training time", f"{costs['wall_seconds']:.1f} s")
     rows.add_row("result", Text(str(folder.path), overflow="fold"))
     # On one line however long it is, so that it can be copied.
-    form = plan.carrier.first_export
+    form = "peft" if any(map(is_packed, weights)) else plan.carrier.first_export
     command = f"try next: deltatune export {shlex.quote(str(folder.path))} --to {form}"
     following = Text(command, no_wrap=True, overflow="ignore")
     return Group(rows, following)

@@ -13,6 +13,7 @@ from deltatune import sites
 from deltatune.bridges.callback import DeltaCallback
 from deltatune.bridges.carriers import Injection, carrier_of
 from deltatune.bridges.optimizer import attach_optimizer
+from deltatune.bridges.quantized import keep_trainable
 from deltatune.bridges.rhythm import keep_rhythm
 from deltatune.bridges.trainer import ObjectiveTrainer, with_objective
 from deltatune.bridges.unedited import unedited
@@ -123,6 +124,7 @@ def inject(
         calibration=calibration,
     )
     carrier = carrier_of(recipe.delta)
+    keep_trainable(base)
     if carrier.trains_base:
         return carrier.prepare(base, injection)
     with unedited(base, f"the delta {type(recipe.delta).__name__}"):

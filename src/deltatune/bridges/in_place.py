@@ -75,7 +75,7 @@ def prepare_in_place(model: nn.Module, sites: Sites, selection: Selection) -> nn
         selection: weight name -> `Whole` or `Rows`.
 
     Raises:
-        NotComposable: a selection of single columns or entries.
+        NotComposable: a selection of single columns or entries, or a quantised weight.
     """
     model.requires_grad_(False)
     for weight, part in selection.items():
@@ -88,6 +88,12 @@ def prepare_in_place(model: nn.Module, sites: Sites, selection: Selection) -> nn
         selected = dict(_rows_by_site(sites, weight, part))
         for name, pieces in _pieces_by_parameter(found, selected):
             module, parameter = _owner(model, name)
+            dtype = getattr(module, parameter).dtype
+            if not dtype.is_floating_point:
+                raise NotComposable(
+                    f"{name} is quantised ({dtype}), and in-place training needs numbers that can "
+                    f"move: use a delta, or load the base without quantisation"
+                )
             _let_train(module, parameter, pieces, found[0])
     return model
 

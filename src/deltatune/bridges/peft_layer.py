@@ -16,6 +16,7 @@ from deltatune.bridges.peft_cut import with_changes
 from deltatune.bridges.peft_factored import Term, factored_linear, is_plain
 from deltatune.bridges.peft_place import Place
 from deltatune.bridges.peft_site_delta import SiteDelta
+from deltatune.bridges.quantized import dequantized, is_quantized, stand_in
 from deltatune.errors import NotMergeable, WorkError
 from deltatune.seeds import generator_for
 
@@ -25,9 +26,9 @@ __all__ = ["DeltaLayer", "SiteDelta"]
 class DeltaLayer(nn.Module, BaseTunerLayer):
     """A linear layer of the base and, per adapter, one delta for each of its places.
 
-    Works on `nn.Linear` and transformers' `Conv1D` (stored `(in, out)`); a fused weight has one
-    delta per role, each added to its own rows only. Several active adapters add up. Parameters of
-    deltas are float32 whatever the base's dtype.
+    Works on `nn.Linear`, also quantised by bitsandbytes, and transformers' `Conv1D` (stored
+    `(in, out)`); a fused weight has one delta per role, each added to its own rows only. Several
+    active adapters add up. Parameters of deltas are float32 whatever the base's dtype.
     """
 
     adapter_layer_names = ("delta_",)
@@ -52,7 +53,7 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: DeltaConfig, places: Sequence[Place]) -> None:
         """Add an adapter: one delta for each place, each with its own source of random starts."""
         implementation = parts.declaration_of(config.options, "deltas").implementation
-        weight = self._base_weight().detach()
+        weight = self._base_weight().detach() if config.awaits_tensors else self._values().detach()
         added = nn.ModuleDict()
         for place in places:
             delta = implementation(
@@ -78,8 +79,9 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
             adapter_name: of the adapter.
             statistics: name (see `deltatune.statistics`) -> tensor of the whole weight.
         """
+        weight = self._values().detach()
         for own in self.deltas(adapter_name):
-            own.start(self._base_weight().detach(), statistics)
+            own.start(weight, statistics)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -112,7 +114,7 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         changes = []
         for name in self.active_adapters:
             for own in self._ready(name):
-                change = own.output(inputs, self._base_weight())
+                change = own.output(inputs, self._read_by(own))
                 of_bias = own.bias(self._base_bias())
                 if of_bias is not None:
                     change = change + of_bias.to(change.dtype)
@@ -121,9 +123,8 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
 
     def _terms(self, inputs: Tensor) -> list[Term]:
         """Return the changes of all active adapters as thin factors; none if one has no such."""
-        weight = self._base_weight()
         narrows = torch.is_autocast_enabled(inputs.device.type)
-        if narrows or inputs.dtype != weight.dtype or not is_plain(self.base_layer):
+        if narrows or not is_plain(self.base_layer) or inputs.dtype != self.base_dtype:
             return []
         terms = []
         for own in (own for name in self.active_adapters for own in self._ready(name)):
@@ -141,9 +142,29 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         return found
 
     def _base_weight(self) -> Tensor:
-        """Return the base weight without any folded adapter, as `(out, in)`."""
-        weight = self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
-        return weight.T if self.transposed else weight  # type: ignore[return-value]
+        """Return the base weight without any folded adapter, as `(out, in)`.
+
+        A quantised one has its shape and device, but not its values.
+        """
+        layer: Any = self.get_base_layer()
+        if is_quantized(layer):
+            return stand_in(layer)
+        weight = layer.weight if self._unmerged is None else self._unmerged[0]
+        return weight.T if self.transposed else weight
+
+    def _values(self) -> Tensor:
+        """Return the base weight with its values, `(out, in)`."""
+        layer: Any = self.get_base_layer()
+        return dequantized(layer) if is_quantized(layer) else self._base_weight()
+
+    def _read_by(self, own: SiteDelta) -> Tensor:
+        """Return the base weight as a delta wants it."""
+        return self._values() if own.delta.reads_weight else self._base_weight()
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """The dtype of the base weight; float32 of a quantised one."""
+        return self._base_weight().dtype
 
     def _base_bias(self) -> Tensor | None:
         if self._unmerged is not None:
@@ -155,7 +176,7 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
         weight = self._base_weight()
         change = torch.zeros(weight.shape, device=weight.device)
         for own in self._ready(adapter):
-            change = change + own.weight(weight)
+            change = change + own.weight(self._read_by(own))
         return change.T if self.transposed else change
 
     def get_delta_bias(self, adapter: str) -> Tensor | None:
@@ -210,6 +231,11 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
 
     def _check_mergeable(self, name: str) -> None:
         for own in self.deltas(name):
+            if is_quantized(self.get_base_layer()):
+                raise NotMergeable(
+                    f"{own.place.site} is quantised, too coarsely to fold a change into: put the "
+                    f"adapter on the base without quantisation and fold it in there"
+                )
             kind = type(own.delta.options).__name__
             if not own.delta.is_mergeable:
                 raise NotMergeable(

@@ -18,6 +18,7 @@ from deltatune.bridges.peft_config import DeltaConfig
 from deltatune.bridges.peft_layer import DeltaLayer
 from deltatune.bridges.peft_place import Place
 from deltatune.bridges.peft_raw_layer import RawDeltaLayer, check_raw
+from deltatune.bridges.quantized import is_quantized
 from deltatune.errors import InputError, NotComposable, nearest_first
 
 __all__ = ["DeltaModel"]
@@ -109,8 +110,7 @@ class DeltaModel(BaseTuner):
         """Bring parameters to float32, or to the base's dtype where that is asked for."""
         for layer in self.model.modules():
             if isinstance(layer, DeltaLayer) and adapter_name in layer.delta_:
-                base = next(layer.get_base_layer().parameters())
-                dtype = torch.float32 if autocast_adapter_dtype else base.dtype
+                dtype = torch.float32 if autocast_adapter_dtype else layer.base_dtype
                 layer.delta_[adapter_name].to(dtype=dtype)
 
     @classmethod
@@ -181,9 +181,18 @@ def _is_raw(places: tuple[Place, ...]) -> bool:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """Other subclasses are quantised weights, or layers whose weight is read without a call."""
+    """Other subclasses may be layers whose weight is read without a call."""
     kind = type(layer)
     return kind in (nn.Linear, Conv1D) or f"{kind.__module__}.{kind.__name__}" in LINEAR_SUBCLASSES
+
+
+def _shape(layer: Any) -> tuple[int, ...] | None:
+    """Return `(out, in)` of a layer that deltas can change, else None."""
+    if is_quantized(layer):
+        return int(layer.out_features), int(layer.in_features)
+    if _is_linear(layer) and layer.weight.dtype in STORED:
+        return tuple((layer.weight.T if isinstance(layer, Conv1D) else layer.weight).shape)
+    return None
 
 
 def _check_layer(path: str, module: nn.Module, places: tuple[Place, ...]) -> None:
@@ -191,15 +200,15 @@ def _check_layer(path: str, module: nn.Module, places: tuple[Place, ...]) -> Non
     if _is_raw(places):
         check_raw(path, layer, places)
         return
-    if not _is_linear(layer) or layer.weight.dtype not in STORED:
+    shape = _shape(layer)
+    if shape is None:
         dtype = getattr(getattr(layer, "weight", None), "dtype", "no weight")
         raise InputError(
             f"{path} is a {type(layer).__name__} ({dtype}): deltas change Linear and Conv1D layers "
-            f"in float32, bfloat16, float16 or float64; leave it out of the selection, or load the "
-            f"base without quantisation"
+            f"in float32, bfloat16, float16 or float64, and Linear layers that bitsandbytes has "
+            f"quantised; leave it out of the selection, or load the base without quantisation"
         )
     transposed = isinstance(layer, Conv1D)
-    shape = tuple(layer.weight.T.shape if transposed else layer.weight.shape)
     for place in places:
         if place.transposed != transposed or place.shape != shape:
             raise InputError(
