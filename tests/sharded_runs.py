@@ -10,11 +10,12 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from deltatune.bridges.callback import DeltaCallback
-from deltatune.deltas.cosine import CosineSpectrum
+from deltatune.deltas.cosine import CosineDelta, CosineSpectrum
 from deltatune.deltas.low_rank import LowRank
 from deltatune.recipe import Recipe
 from deltatune.updates.alternate import Alternate, Phase
@@ -154,5 +155,9 @@ def train_spectral_pieces(rank: int, folder: Path) -> None:
     """Train a cosine delta in pieces."""
     trainer = sharded(trainer_in(folder, SPECTRAL, **SPECTRAL_STEPS, **SHARDED))
     trainer.train()
+    deltas = [one for one in trainer.model.modules() if isinstance(one, CosineDelta)]
+    cells = [one.cells() for one in deltas]
+    figures = [one.figures() for one in deltas]
+    set_model_state_dict(trainer.model, get_model_state_dict(trainer.model))
     whole = {name: piece.full_tensor() for name, piece in trained(trainer).items()}
-    torch.save({"trained": whole}, folder / f"{rank}.pt")
+    torch.save({"trained": whole, "cells": cells, "figures": figures}, folder / f"{rank}.pt")

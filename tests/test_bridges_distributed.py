@@ -253,3 +253,14 @@ def test_two_processes_move_coefficients_and_locations_as_one(
     for name, weight in moved.items():
         # Two sums of sums in another order, in float32, over six steps.
         torch.testing.assert_close(two[0]["trained"][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sharded_cosine_delta_tells_its_cells_and_loads_its_own_state(
+    results: dict[str, list[Any]],
+) -> None:
+    for rank in results["train_spectral_pieces"]:
+        for name, locations in rank["trained"].items():
+            if name.endswith("locations"):
+                assert locations.shape == (2, 9)
+        assert all(cells.shape == (2, 9) for cells in rank["cells"])
+        assert all(figures["coefficients"] == 9 for figures in rank["figures"])

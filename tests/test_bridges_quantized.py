@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from deltatune import parts
 from deltatune.bridges.base_parameters import base_parameters
-from deltatune.bridges.quantized import dequantized, is_quantized, keep_trainable
+from deltatune.bridges.quantized import dequantized, is_quantized
 from deltatune.errors import NotComposable, NotMergeable
 from deltatune.exporting import export
 from deltatune.recipe import named
 from deltatune.run import finetune
+from deltatune.weight_delta import WeightDelta
 from tests.adapters import (
     layers_of,
     logits_of,
@@ -56,7 +57,6 @@ def quantized(folder: Path, bits: int) -> Any:
         folder, quantization_config=BITS[bits], dtype=torch.float32, device_map="cpu"
     )
     assert is_quantized(base.model.layers[0].self_attn.q_proj)
-    keep_trainable(base)
     return base.eval()
 
 
@@ -191,6 +191,17 @@ def test_two_adapters_add_up_on_a_packed_base(folder: Path, tmp_path: Path) -> N
     model.base_model.set_adapter(["default", "second"])
     both = first(inputs) - first.base_layer(inputs)
     torch.testing.assert_close(both, alone + second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "low_rank"])
+def test_the_change_of_an_adapter_on_packed_weights_is_known(kind: str, folder: Path) -> None:
+    base = quantized(folder, 4)
+    plain = whole(folder, base)
+    found = WeightDelta.from_peft(shaken(with_delta(kind, base=base)))
+    wanted = WeightDelta.from_peft(shaken(with_delta(kind, base=plain)))
+    assert set(found) == set(wanted)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], check_dtype=False)
 
 
 def test_folding_into_packed_weights_is_refused_and_changes_nothing(folder: Path) -> None:

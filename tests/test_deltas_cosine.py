@@ -401,13 +401,59 @@ def test_single_entries_are_refused():
         CosineDelta(CosineSpectrum(coefficients=2), torch.zeros(3, 3), "q", part=part)
 
 
-@pytest.mark.parametrize("bad", [math.nan, 40.0, -9.0])
-def test_locations_outside_the_spectrum_are_refused_when_loaded(bad):
+@pytest.mark.parametrize(
+    ("bad", "learns"),
+    [(math.nan, True), (16.0, True), (-9.0, True), (8.0, False), (-1.0, False), (math.nan, False)],
+)
+@pytest.mark.parametrize("unit", ["cell", "share"])
+def test_locations_outside_the_spectrum_are_refused_when_loaded(bad, learns, unit):
+    options = {"coefficients": 2, "learns_locations": learns, "location_unit": unit}
+    delta = made(8, 5, torch.float32, **options)
+    state = delta.state_dict()
+    state["locations"][0, 0] = bad / (7 if unit == "share" else 1)
+    with pytest.raises(InputError, match="locations of q lie outside its spectrum of 8 x 5"):
+        made(8, 5, torch.float32, **options).load_state_dict(state)
+
+
+def test_locations_that_momentum_carried_a_little_beyond_are_loaded():
     delta = made(8, 5, torch.float32, coefficients=2)
     state = delta.state_dict()
-    state["locations"][0, 0] = bad
-    with pytest.raises(InputError, match="locations of q lie outside its spectrum of 8 x 5"):
-        made(8, 5, torch.float32, coefficients=2).load_state_dict(state)
+    state["locations"][0, 0] = 9.0
+    delta.load_state_dict(state)
+    assert delta.cells()[0, 0] == 7
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("tokens", [16, 256])
+def test_auto_takes_no_way_that_has_much_more_work(basis, tokens):
+    """Of a wide weight with few coefficients rows win, unless a transform is fast."""
+    delta = CosineDelta(
+        CosineSpectrum(coefficients=200, basis=basis), torch.zeros(1, 1).expand(2048, 2048), "q"
+    )
+    allowed = {"factored"} if basis == "rotation" else {"factored", "transform"}
+    assert delta.way_for(tokens) in allowed
+
+
+def test_a_rotation_of_a_vocabulary_is_refused():
+    options = CosineSpectrum(coefficients=3, basis="rotation")
+    with pytest.raises(InputError, match=r"head has 262,144 features, .* choose basis cosine"):
+        CosineDelta(options, torch.zeros(1, 1).expand(2**18, 2**14), "head")
+
+
+def test_imaginary_coefficients_are_what_fourierft_leaves_out():
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.randn(6, 10, generator=generator).double()
+    whole = BASES["fourier"].matrix(1j * spectrum)
+    torch.testing.assert_close(BASES["fourier_imaginary"].matrix(spectrum + 0j).real, whole.real)
+
+
+def test_ways_of_training_are_recorded_by_the_number_of_tokens():
+    delta = made(8, 5, coefficients=2, way="factored")
+    weight = torch.zeros(8, 5)
+    delta.eval().delta_output(torch.ones(7, 5).double(), weight)
+    assert delta.figures()["way_by_tokens"] == {}
+    delta.train().delta_output(torch.ones(2, 3, 5).double(), weight)
+    assert delta.figures()["way_by_tokens"] == {"6": "factored"}
 
 
 def test_a_weight_of_a_vocabulary_has_room_for_its_locations():

@@ -11,6 +11,7 @@ from deltatune.orthonormal import BASES
 
 SIZES = {"cosine": (1, 2, 3, 4, 5, 7, 8, 12, 768), "fourier": (1, 3, 4, 7, 8), "rotation": (3, 8)}
 SIZES["hadamard"] = (1, 2, 8, 12, 20, 24, 28, 768)
+SIZES["fourier_imaginary"] = SIZES["fourier"]
 CASES = [(name, size) for name in BASES for size in SIZES[name]]
 
 

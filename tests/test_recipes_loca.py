@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import peft
 import pytest
 import torch
+from rich.console import Console
 
 from deltatune import Recipe, recipe, sites
 from deltatune.bridges.carriers import carrier_of
 from deltatune.bridges.names import trained_parameters
+from deltatune.bridges.progress import Progress
 from deltatune.deltas.cosine import CosineDelta, CosineSpectrum
 from deltatune.errors import InputError, NotMergeable
 from deltatune.exporting import load
@@ -23,6 +26,7 @@ from deltatune.updates.groups import plan_groups
 from tests.adapters import logits_of, shaken
 from tests.folders import completions, model_folder
 from tests.models import tiny
+from tests.runs import adapter_of, losses_of
 
 SMALL = {"delta.coefficients": 6}
 
@@ -43,6 +47,18 @@ def test_groups_give_locations_their_own_rate_without_decay():
     of_places = [rate for rate, decay in rates.values() if not decay]
     assert of_places == pytest.approx([0.077] * len(of_places))
     assert {rate for rate, decay in rates.values() if decay} == {5e-3}
+
+
+def test_locations_do_not_decay_under_any_rule():
+    base = tiny("llama", "causal_lm")
+    places = sites.of(base)
+    chosen = Recipe(delta=CosineSpectrum(coefficients=6))
+    parameters = trained_parameters(chosen.prepare(base), places)
+    groups = plan_groups(parameters, chosen.update, places, learning_rate=1e-3, weight_decay=0.1)
+    decays = {
+        name.rpartition(".")[2]: group.weight_decay for group in groups for name in group.names
+    }
+    assert decays == {"coefficients": 0.1, "locations": 0.0}
 
 
 def test_value_ratio_speeds_up_coefficients_and_no_locations():
@@ -82,8 +98,53 @@ def test_a_run_trains_by_turns_and_can_be_exported(tmp_path):
     for figures in by_place.values():
         assert figures["coefficients"] == 6
         assert figures["row_largest_cells"] <= 1  # 6 steps of 0.077 cells, warmed up
-        assert set(figures["ways"]) <= {"factored", "transform", "sparse"}
+        assert figures["way_by_tokens"]
+        assert set(figures["way_by_tokens"].values()) <= {"factored", "transform", "sparse"}
     assert json.loads((run.folder / "costs.json").read_text())["delta_by_place"] == by_place
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_resume_in_the_middle_of_a_cycle_moves_the_same_locations(
+    tmp_path, monkeypatch, steps, llama, pairs
+):
+    chosen = recipe.named("loca", {"coefficient_steps": 2, "location_steps": 3, "until": 10})
+    training = {
+        "training.steps": 8,
+        "training.batch_size": 4,
+        "training.accumulation": 2,
+        "training.epochs": 4,
+        "training.checkpoint_every": 1,
+        "training.max_length": 32,
+    }
+
+    def run(output, *, resume=False):
+        given = {**SMALL, **training, "delta.locations": "gradient"}
+        return finetune(
+            llama,
+            pairs,
+            chosen,
+            output=output,
+            assignments=given,
+            resume=resume,
+            console=Console(quiet=True),
+        )
+
+    whole = run(tmp_path / "whole")
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == steps:  # among the steps of locations, and after them
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "on_step_begin", stop, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    again = run(tmp_path / "run", resume=True)
+    wanted, given = adapter_of(whole.folder), adapter_of(again.folder)
+    assert wanted.keys() == given.keys()
+    assert all(torch.equal(wanted[name], given[name]) for name in wanted)
+    assert any(name.endswith("locations") for name in wanted)
+    assert losses_of(whole.folder) == losses_of(again.folder)
 
 
 def test_limit_without_locations_is_the_transform_at_fixed_places():
@@ -238,6 +299,10 @@ def test_learnt_locations_capture_more(kind, factor):
         ({"location_steps": 0}, "steps=0 is not allowed"),
         ({"scale": -1.0}, "scale=-1.0 is not allowed"),
         ({"location_learning_rate": -1.0}, "location_learning_rate=-1 is not allowed"),
+        ({"location_learning_rate": math.inf}, "location_learning_rate=inf is not allowed"),
+        ({"learning_rate": 0.0}, "learning_rate=0 is not allowed"),
+        ({"learning_rate": -1.0}, "learning_rate=-1 is not allowed"),
+        ({"learning_rate": math.nan}, "learning_rate=nan is not allowed"),
         ({"until": -0.5}, "until=-0.5 is not allowed"),
     ],
 )

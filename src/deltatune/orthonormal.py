@@ -20,7 +20,10 @@ from deltatune.errors import InputError
 from deltatune.hadamard import hadamard_core, hadamard_order
 from deltatune.seeds import generator_for
 
-__all__ = ["BASES", "Basis", "Cosine", "Fourier", "Hadamard", "Rotation"]
+__all__ = ["BASES", "Basis", "Cosine", "Fourier", "Hadamard", "ImaginaryFourier", "Rotation"]
+
+LARGEST_ROTATION = 16_384
+EIGHTH = complex(math.sqrt(0.5), math.sqrt(0.5))
 
 
 class Basis(ABC):
@@ -28,9 +31,12 @@ class Basis(ABC):
 
     Attributes:
         is_complex: whether rows are complex; sums of them are then read as real parts.
+        has_fast_transform: whether a transform costs about as much as reading the numbers; else it
+            is a product with a whole square matrix.
     """
 
     is_complex: ClassVar[bool] = False
+    has_fast_transform: ClassVar[bool] = True
 
     def check(self, size: int, what: str) -> None:  # noqa: B027 - most refuse none
         """Refuse a size for which there is no such basis.
@@ -177,6 +183,22 @@ class Fourier(Basis):
         return self.analysis(coefficients)
 
 
+class ImaginaryFourier(Fourier):
+    """The same with rows turned by an eighth of a circle.
+
+    The real part of a product of two rows is then what the imaginary part of a coefficient gives
+    in `Fourier`: minus the imaginary part of the product of its two rows.
+    """
+
+    def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return chosen rows, complex; see `Basis`."""
+        return super().rows(size, indices, dtype) * EIGHTH
+
+    def analysis(self, vectors: Tensor) -> Tensor:
+        """Return the inner products, without conjugation; see `Basis`."""
+        return super().analysis(vectors) * EIGHTH
+
+
 class Hadamard(Basis):
     """The Walsh-Hadamard basis in natural order: entries are +-1 / sqrt(n).
 
@@ -242,6 +264,20 @@ class Rotation(Basis):
     The whole matrix is formed, once for each size.
     """
 
+    has_fast_transform: ClassVar[bool] = False
+
+    def check(self, size: int, what: str) -> None:
+        """Refuse a size whose matrix would take more than 2 GiB while it is drawn.
+
+        Raises:
+            InputError: with the largest size.
+        """
+        if size > LARGEST_ROTATION:
+            raise InputError(
+                f"{what} has {size:,} features, and the matrix of a rotation is formed for at most "
+                f"{LARGEST_ROTATION:,}: choose basis cosine"
+            )
+
     def rows(self, size: int, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return chosen rows; see `Basis`."""
         return _rotation(size, dtype, indices.device)[indices]
@@ -268,6 +304,7 @@ def _rotation(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 BASES: Mapping[str, Basis] = {
     "cosine": Cosine(),
     "fourier": Fourier(),
+    "fourier_imaginary": ImaginaryFourier(),
     "hadamard": Hadamard(),
     "rotation": Rotation(),
 }

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from deltatune.bridges.quantized import is_packed, shape_of_packed
 from deltatune.errors import InputError, NotMergeable, unknown_name
 from deltatune.lazy_tensors import LazyTensors
 
@@ -155,10 +156,19 @@ def _layer_changes(path: str, layer: Any, adapter_name: str, kind: str) -> dict[
             f"adapters are merged into {path}, so its base weight is gone: "
             f"call unmerge_adapter() first"
         )
+    parameters = dict(layer.get_base_layer().named_parameters())
+    packed = {name for name, one in parameters.items() if is_packed(one)}
+    for name, parameter in _base_parameters(layer).items():
+        if not (parameter.dtype.is_floating_point or name in packed):
+            raise _refused(
+                kind,
+                f"{path}.{name} is stored as {parameter.dtype}: load the adapter on the base "
+                f"without quantisation",
+            )
+    if packed:  # nothing can be folded into it, but what would be is known
+        change = functools.partial(layer.get_delta_weight, adapter_name)
+        return {f"{path}.weight": _Change(shape_of_packed(parameters["weight"]), change)}
     parameters = _base_parameters(layer)
-    for name, parameter in parameters.items():
-        if not parameter.dtype.is_floating_point:
-            raise _refused(kind, f"{path}.{name} is quantised ({parameter.dtype})")
 
     def make(name: str) -> Tensor:
         before = _base_parameters(layer)

@@ -18,7 +18,7 @@ from deltatune.bridges.peft_config import DeltaConfig
 from deltatune.bridges.peft_layer import DeltaLayer
 from deltatune.bridges.peft_place import Place
 from deltatune.bridges.peft_raw_layer import RawDeltaLayer, check_raw
-from deltatune.bridges.quantized import is_quantized
+from deltatune.bridges.quantized import is_quantized, keep_trainable
 from deltatune.errors import InputError, NotComposable, nearest_first
 
 __all__ = ["DeltaModel"]
@@ -62,6 +62,7 @@ class DeltaModel(BaseTuner):
                 )
             _check_layer(path, modules[path], places)
         _check_base(_ours(config), self.model)
+        keep_trainable(self.model)
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from deltatune.deltas.delta import Delta
 from deltatune.deltas.dropping import new_seed
@@ -95,7 +96,7 @@ class CosineDelta(Delta):
             self.locations = nn.Parameter(locations)  # (2, B)
         else:
             self.register_buffer("locations", locations)
-        self.ways: set[str] = set()
+        self.ways: dict[int, str] = {}  # tokens of a training pass -> how it was computed
         values = torch.zeros(number)
         if options.values == "normal":
             values.normal_(generator=generator)
@@ -163,7 +164,10 @@ class CosineDelta(Delta):
 
     def cells(self) -> Tensor:
         """Return the row and column of each coefficient in the spectrum, `(2, B)` int64."""
-        return self.rule.cells(self.locations.detach())
+        locations = self.locations.detach()
+        if isinstance(locations, DTensor):
+            locations = locations.full_tensor()
+        return self.rule.cells(locations)
 
     def way_for(self, tokens: int) -> str:
         """Return how a pass over so many tokens is computed."""
@@ -175,6 +179,7 @@ class CosineDelta(Delta):
             rows=self.out_features,
             columns=self.in_features,
             device=self.coefficients.device.type,
+            has_fast_transform=self.basis.has_fast_transform,
         )
 
     def delta_weight(self, weight: Tensor) -> Tensor:
@@ -184,8 +189,10 @@ class CosineDelta(Delta):
 
     def delta_output(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return the change of the output; only the ways that build the weight keep more of it."""
-        way = self.way_for(inputs.numel() // max(1, inputs.shape[-1]))
-        self.ways.add(way)
+        tokens = inputs.numel() // max(1, inputs.shape[-1])
+        way = self.way_for(tokens)
+        if self.training:
+            self.ways[tokens] = way
         if way not in OF_WEIGHTS:
             return linear(inputs, self.coefficients, self._float_locations(), self._product(way))
         dropped = nn.functional.dropout(inputs, self.options.dropout, self.training)
@@ -193,10 +200,10 @@ class CosineDelta(Delta):
         return nn.functional.linear(dropped, built.to(inputs.dtype))
 
     def figures(self) -> Mapping[str, Any]:
-        """Return how far the locations are from where they began, and the ways that were taken."""
+        """Return how far the locations are from where they began, and the ways of training."""
         shape = (self.out_features, self.in_features)
         travelled = location_distance(self.first_cells, self.cells(), shape=shape)
-        return {**travelled, "ways": sorted(self.ways)}
+        return {**travelled, "way_by_tokens": {str(n): self.ways[n] for n in sorted(self.ways)}}
 
     def _product(self, way: str) -> SpectralProduct:
         dropout = self.options.dropout if self.training else 0.0
@@ -213,7 +220,8 @@ class CosineDelta(Delta):
         if self.locations.dtype not in (torch.float32, torch.float64):
             raise NotComposable(
                 f"locations of {self.site_name} came as {self.locations.dtype}, which cannot tell "
-                f"neighbouring cells: leave them out of mixed precision (FSDP: param_dtype=None)"
+                f"neighbouring cells: load the base in bfloat16 and turn FSDP's mixed precision "
+                f"off (param_dtype=None), which leaves the delta in float32"
             )
         return self.locations
 
@@ -235,7 +243,11 @@ class CosineDelta(Delta):
 
 def _check_locations(delta: CosineDelta, incompatible: Any) -> None:
     """Refuse locations that no training gives, as a broken file may hold."""
-    if not delta.locations.is_meta and not delta.rule.may_hold(delta.locations):
+    locations = delta.locations.detach()
+    if isinstance(locations, DTensor):  # each process looks at its own piece
+        locations = locations.to_local()
+    trained = isinstance(delta.locations, nn.Parameter)
+    if not locations.is_meta and not delta.rule.may_hold(locations, trained=trained):
         raise InputError(
             f"the locations of {delta.site_name} lie outside its spectrum of {delta.out_features} "
             f"x {delta.in_features} cells, or are not finite: take the adapter's file as it was "

@@ -15,7 +15,8 @@ from deltatune.orthonormal import Basis
 
 __all__ = ["LocationRule", "largest_cells", "low_frequency_cells", "uniform_cells"]
 
-FURTHEST = 1.0  # spans of an axis beyond its ends, where no training leads
+# How far beyond the ends of an axis trained locations may lie: the larger of the two.
+BEYOND_RATIO, BEYOND_CELLS = 0.25, 8.0
 AUTHORS_LIMIT = 0.999  # of a share; above it the last index of 502 and more is out of reach
 
 
@@ -53,10 +54,23 @@ class LocationRule:
         scaled = clamped if self.unit == "cell" else clamped * self._spans(locations)
         return scaled.round().to(torch.int64)
 
-    def may_hold(self, locations: Tensor) -> bool:
-        """Tell whether training may have led to these numbers; it goes a little beyond the ends."""
-        ends = self._spans(locations) if self.unit == "cell" else torch.ones_like(locations[:, :1])
-        beyond = FURTHEST * ends.clamp(min=1)
+    def may_hold(self, locations: Tensor, *, trained: bool) -> bool:
+        """Tell whether a delta may have these numbers.
+
+        Those that stay lie on their axis. Those that train get no derivative beyond its ends, but
+        momentum carries them on for some ten steps' worth.
+
+        Args:
+            locations: `(2, B)`, or any piece of it.
+            trained: whether they train.
+        """
+        spans = self._spans(locations).float()
+        beyond = torch.maximum(BEYOND_RATIO * spans, spans.new_tensor(BEYOND_CELLS)) * trained
+        ends = spans
+        if self.unit == "share":
+            beyond, ends = beyond / spans.clamp(min=1), torch.ones_like(spans)
+        if locations.shape[:1] != (2,):
+            beyond, ends = beyond.max(), ends.max()
         return bool(((locations >= -beyond) & (locations <= ends + beyond)).all())
 
     def of_cells(self, cells: Tensor) -> Tensor:

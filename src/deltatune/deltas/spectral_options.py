@@ -20,8 +20,8 @@ class CosineSpectrum:
     Args:
         coefficients: B of each weight: a whole number from 1, or a share of its entries below 1.
         scale: alpha, a factor above 0; the norm of the change is alpha times the coefficients'.
-        basis: of both axes: `cosine`, `hadamard`, `rotation` or `fourier` (real parts of complex
-            rows, as in FourierFT).
+        basis: of both axes: `cosine`, `hadamard`, `rotation`, `fourier` (real coefficients, of
+            which FourierFT keeps the real part of the sum) or `fourier_imaginary` (imaginary ones).
         locations: where coefficients begin: `uniform` draws each by itself, `distinct` never two in
             one cell, `low_frequency` takes the first cells, `gradient` those with the largest
             coefficients of the weight's gradient on `batches` of examples.
@@ -32,14 +32,14 @@ class CosineSpectrum:
             difference has one side only; or `authors`, see `LocationRule`.
         values: coefficients at the start: `zero`, or `normal` (then the change is not zero).
         way: how products are computed (`deltas/spectral_products.py`); `auto` takes the cheapest
-            for each number of tokens.
+            for each number of tokens. `costs.json` of a run says which, in `way_by_tokens`.
         dropout: probability that an input is dropped while training, in [0, 1).
         batches: of examples for `gradient`, from 1.
     """
 
     coefficients: float = 1000
     scale: float = 1.0
-    basis: Literal["cosine", "hadamard", "rotation", "fourier"] = "cosine"
+    basis: Literal["cosine", "hadamard", "rotation", "fourier", "fourier_imaginary"] = "cosine"
     locations: Literal["uniform", "distinct", "low_frequency", "gradient"] = "uniform"
     learns_locations: bool = True
     location_unit: Literal["cell", "share"] = "cell"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from deltatune.deltas.cosine import CosineSpectrum
@@ -51,6 +52,8 @@ def loca(
         scale: alpha, before the sum.
         locations: where coefficients begin, see `CosineSpectrum`.
         location_learning_rate: cells that a location moves in a step of Adam, about; 0 leaves them.
+            It is kept as a ratio to `learning_rate`, and follows `optimizer.learning_rate` where
+            that is set by itself, as trials of a comparison do.
         coefficient_steps: optimizer steps of each turn of the coefficients.
         location_steps: optimizer steps of each turn of the locations.
         until: where the turns end: a share of the run's steps below 1, or a number of steps.
@@ -58,10 +61,14 @@ def loca(
     Raises:
         InputError: a rate below 0, or a rhythm that is none.
     """
-    if not location_learning_rate >= 0:
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(
-            f"location_learning_rate={location_learning_rate:g} is not allowed: give a number from "
-            f"0 up, in cells"
+            f"learning_rate={learning_rate:g} is not allowed: give a finite number above 0"
+        )
+    if not (math.isfinite(location_learning_rate) and location_learning_rate >= 0):
+        raise InputError(
+            f"location_learning_rate={location_learning_rate:g} is not allowed: give a finite "
+            f"number from 0 up, in cells"
         )
     learns = location_learning_rate > 0 and until > 0
     turns = Alternate(

@@ -53,7 +53,7 @@ class Ratios:
         default: ratio of the roles that are not listed.
         spares: roles of parts within their delta (`TrainedParameter.part_role`) that keep the base
             rate: the ratios are for numbers in the unit of a weight, and the location of a
-            coefficient is none.
+            coefficient is none. They do not decay either, which would draw them to one end.
     """
 
     changes_who_trains: ClassVar[bool] = False
@@ -87,7 +87,11 @@ class Ratios:
         """
         weights = [one for one in parameters if one.part_role not in self.spares]
         self._check_all_reached(weights)
-        return {one.name: self._factor(one) for one in weights}
+        spared = Factor(weight_decay=0.0)
+        return {
+            one.name: spared if one.part_role in self.spares else self._factor(one)
+            for one in parameters
+        }
 
     def live(
         self, step: int, parameters: Sequence[TrainedParameter], *, steps: int
