@@ -33,7 +33,8 @@ from tests.decoder_models import decoder
 from tests.models import tiny
 from tests.training import lora_llama
 
-ROOMS = ("deltas", "selections", "updates", "objectives", "recipes")  # what a run is made of
+# What a run is made of.
+ROOMS = ("deltas", "selections", "updates", "objectives", "blocks", "recipes")
 Row = tuple[dict[str, Any], Any]  # options of both sides, other value
 BY_TURNS = (Phase(parts=("up",), steps=1), Phase(parts=("down",), steps=1))
 
@@ -75,6 +76,7 @@ ROWS: dict[str, Row] = {
     "updates.ratios.spares": ({"default": 2.0}, ("down",)),
     "updates.weight_decay.exempt": ({}, ("value",)),
     "recipes.efficientft.host": ({}, "dora"),
+    "recipes.imsm.host": ({}, "dora"),
     "recipes.efficientft.targets": ({}, "v"),
     "recipes.efficientft.value_learning_rate": ({}, 1e-3),
     "recipes.efficientft.value_learning_rate_ratio": ({}, 2.0),
@@ -215,6 +217,22 @@ def test_option_of_an_update_changes_the_groups_or_who_trains(name: str) -> None
 
     one, other = (done(update) for update in both(name, build))
     assert one != other
+
+
+@pytest.mark.parametrize("name", of_room("blocks"))
+def test_option_of_a_block_changes_the_output_while_training(name: str) -> None:
+    def build(part: str, fields: dict[str, Any]) -> Any:
+        return parts.known("blocks")[part].options(**fields)
+
+    def done(block: Any) -> torch.Tensor:
+        recipe = Recipe(delta=LowRank(rank=1), block=block)
+        model = recipe.prepare(tiny("llama", "causal_lm"), task_type="CAUSAL_LM").train()
+        torch.manual_seed(0)
+        output: torch.Tensor = shaken(model)(input_ids=token_ids()).logits
+        return output
+
+    one, other = (done(block) for block in both(name, build))
+    assert not torch.equal(one, other)
 
 
 def test_no_objective_has_an_option_without_a_test_here() -> None:

@@ -28,7 +28,7 @@ from tests.folders import classifications, model_folder
 from tests.pictures import PROCESSOR, image_model_folder, picture_folder, pictures
 from tests.runs import losses_of
 
-TEXT_ONLY = ("prefix_tuning",)
+TEXT_ONLY = ("imsm", "prefix_tuning")
 RECIPES = tuple(name for name in parts.known("recipes") if name not in TEXT_ONLY)
 SHORT = {"training.steps": 3, "training.batch_size": 4, "training.warmup": 0.0}
 

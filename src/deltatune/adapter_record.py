@@ -100,7 +100,7 @@ class AdapterRecord:
 
 
 def _tensors(folder: Path) -> SafetensorsFiles:
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.rglob("*.safetensors"))  # a host of a block lies below
     names: dict[str, Path] = {}
     for path in files:
         with open_safetensors(path) as file:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.adapter_record import AdapterRecord
 from deltatune.base import Base, load_base
 from deltatune.bridges.base_parameters import base_parameters
-from deltatune.bridges.carriers import Carrier, carrier_of
+from deltatune.bridges.carriers import Carrier
 from deltatune.bridges.quiet import quiet
 from deltatune.data.images import random_image
 from deltatune.errors import InputError, NotMergeable, WorkError, unknown_name
@@ -114,9 +114,7 @@ def _open(folder: str | Path) -> _Trained:
     inputs = run.read(run.environment)["inputs"]
     record = AdapterRecord.load(run.adapter)
     record.check_file(run.adapter)
-    return _Trained(
-        run=run, recipe=recipe, inputs=inputs, carrier=carrier_of(recipe.delta), record=record
-    )
+    return _Trained(run=run, recipe=recipe, inputs=inputs, carrier=recipe.carrier(), record=record)
 
 
 @quiet()
@@ -175,6 +173,11 @@ def export(
     if to not in _WRITERS:
         raise unknown_name("export kind", to, _WRITERS)
     trained = _open(folder)
+    if not trained.carrier.first_export:
+        raise NotMergeable(
+            f"the run {str(folder)!r} has a block around its delta, which no other tool knows, nor "
+            f"can it be folded into the base: load the run's folder with deltatune.load"
+        )
     target = Path(output) if output is not None else trained.run.path / f"export-{to}"
     if target.exists():
         raise InputError(f"output {str(target)!r} exists: remove it or give another --output")

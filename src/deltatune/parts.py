@@ -32,7 +32,7 @@ __all__ = [
     "to_plain",
 ]
 
-ROOMS = ("deltas", "selections", "updates", "objectives", "recipes", "reports")
+ROOMS = ("deltas", "selections", "updates", "objectives", "blocks", "recipes", "reports")
 # Their parts are functions, whose keyword arguments are the options.
 ROOMS_OF_FUNCTIONS = ("recipes", "reports")
 Declared = TypeVar("Declared")

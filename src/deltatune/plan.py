@@ -12,6 +12,7 @@ from torch import nn
 
 from deltatune.base import Base
 from deltatune.base_record import BaseRecord
+from deltatune.blocks.block import reading
 from deltatune.bridges.carriers import Carrier
 from deltatune.bridges.names import trained_parameters
 from deltatune.comparison import costs
@@ -119,7 +120,8 @@ class Plan:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
 
         def loss(model: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
-            total: torch.Tensor = self.objective.total(model(**given), batch)
+            with reading(self.model, batch):
+                total: torch.Tensor = self.objective.total(model(**given), batch)
             return total
 
         _, positions = self.collate.tokens_in(batch)

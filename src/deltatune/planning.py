@@ -12,7 +12,6 @@ from torch import nn
 
 from deltatune.base import Base, load_base, without_dropout
 from deltatune.bridges import applying
-from deltatune.bridges.carriers import carrier_of
 from deltatune.bridges.names import trained_parameters
 from deltatune.bridges.optimizer import check_optimizer
 from deltatune.causality import check_causal
@@ -64,7 +63,7 @@ def plan(request: Request, recipe: Recipe, console: Console) -> Plan:
     examples = _examples(request, recipe)
     console.print(examples.table())
     yardstick = request.yardstick(examples)
-    carrier = carrier_of(recipe.delta)
+    carrier = recipe.carrier()
     loaded = _loader(request, examples, recipe, trains_base=carrier.trains_base)
     base = _made_ready(loaded(device=device()), examples.task, recipe)
     meter = costs.CostMeter(device())

@@ -30,6 +30,7 @@ __all__ = [
     "Recipe",
     "Training",
     "from_plain",
+    "hosted",
     "json_schema",
     "named",
     "read",
@@ -50,6 +51,7 @@ class Recipe:
         selection: where the delta may live.
         update: rates and rhythm.
         objective: the loss; None takes the one that the data's task declares as its own.
+        block: what is no change of weights, around the delta; None for none.
         optimizer: the step rule.
         training: length and portions.
         roles: module path pattern -> role, for an architecture that deltatune does not know.
@@ -60,16 +62,25 @@ class Recipe:
     selection: Any = field(default_factory=lambda: ByRole(roles=("query", "value")))
     update: Any = field(default_factory=Ratios)
     objective: Any = None
+    block: Any = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        carriers.carrier_of(self.delta)
         parts.declaration_of(self.selection, "selections")
         parts.declaration_of(self.update, "updates")
         if self.objective is not None:
             parts.declaration_of(self.objective, "objectives")
+        self.carrier()
+
+    def carrier(self) -> carriers.Carrier:
+        """Return what puts delta and block into a model, and takes them out.
+
+        Raises:
+            InputError: `delta` or `block` is none.
+        """
+        return carriers.carrier_for(self.delta, self.block, self.roles)
 
     def check(
         self, model: nn.Module, dataloader: Iterable[Mapping[str, Any]] | None = None
@@ -122,6 +133,7 @@ class Recipe:
             "selection": parts.to_plain(self.selection, "selections"),
             "update": parts.to_plain(self.update, "updates"),
             "objective": self.objective and parts.to_plain(self.objective, "objectives"),
+            "block": self.block and parts.to_plain(self.block, "blocks"),
             "optimizer": _plain_fields(self.optimizer),
             "training": _plain_fields(self.training),
             "roles": dict(self.roles),
@@ -194,6 +206,7 @@ def from_plain(plain: Any) -> Recipe:
         ("selection", "selections"),
         ("update", "updates"),
         ("objective", "objectives"),
+        ("block", "blocks"),
     ):
         if plain.get(key) is not None:
             values[key] = parts.from_plain(plain[key], room, where=key)
@@ -241,6 +254,27 @@ def named(name: str, assignments: Mapping[str, Any] | None = None) -> Recipe:
     return recipe.with_fields(given) if given else recipe
 
 
+def hosted(given: Any) -> Recipe:
+    """Return the recipe that a strategy goes on top of.
+
+    Args:
+        given: a recipe, its name, or a mapping of its name and parameters.
+
+    Raises:
+        InputError: something else.
+    """
+    if isinstance(given, str):
+        given = {"name": given}
+    if isinstance(given, Mapping) and "name" in given:
+        given = named(given["name"], {key: given[key] for key in given if key != "name"})
+    if not isinstance(given, Recipe):
+        raise InputError(
+            f"host={given!r} is not allowed: give a recipe, its name, or a mapping of its name and "
+            f"parameters, such as {{name: lora, rank: 16}}"
+        )
+    return given
+
+
 def _check_fields(given: Iterable[str], known: Sequence[str], all_in: str) -> None:
     top_level = [entry.name for entry in dataclasses.fields(Recipe)]
     for key in given:
@@ -283,6 +317,7 @@ def json_schema() -> dict[str, Any]:
         "selection": parts.json_schema("selections"),
         "update": parts.json_schema("updates"),
         "objective": {"anyOf": [parts.json_schema("objectives"), {"type": "null"}]},
+        "block": {"anyOf": [parts.json_schema("blocks"), {"type": "null"}]},
         "optimizer": pydantic.TypeAdapter(Optimizer).json_schema(),
         "training": pydantic.TypeAdapter(Training).json_schema(),
         "roles": {"type": "object", "additionalProperties": {"type": "string"}},

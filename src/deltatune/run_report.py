@@ -44,8 +44,12 @@ def summary(
     rows.add_row("training time", f"{costs['wall_seconds']:.1f} s")
     rows.add_row("result", Text(str(folder.path), overflow="fold"))
     # On one line however long it is, so that it can be copied.
-    form = "peft" if any(map(is_packed, weights)) else plan.carrier.first_export
+    form = plan.carrier.first_export
+    if form and any(map(is_packed, weights)):
+        form = "peft"
     command = f"try next: deltatune export {shlex.quote(str(folder.path))} --to {form}"
+    if not form:
+        command = f"try next, in Python: deltatune.load({str(folder.path)!r})"
     following = Text(command, no_wrap=True, overflow="ignore")
     return Group(rows, following)
 

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from deltatune import sites
 from deltatune.bridges.callback import DeltaCallback
-from deltatune.bridges.carriers import Injection, carrier_of
+from deltatune.bridges.carriers import Injection
 from deltatune.bridges.optimizer import attach_optimizer
 from deltatune.bridges.quantized import keep_trainable
 from deltatune.bridges.rhythm import keep_rhythm
@@ -123,7 +123,7 @@ def inject(
         task_type=task_type,
         calibration=calibration,
     )
-    carrier = carrier_of(recipe.delta)
+    carrier = recipe.carrier()
     keep_trainable(base)
     if carrier.trains_base:
         return carrier.prepare(base, injection)
@@ -158,7 +158,7 @@ def attach(recipe: Recipe, trainer: Trainer) -> Trainer:
         trainer, update=recipe.update, sites=places, **dataclasses.asdict(recipe.optimizer)
     )
     model: Any = trainer.model
-    rhythm = carrier_of(recipe.delta).rhythm(model)
+    rhythm = recipe.carrier().rhythm(model)
     keep_rhythm(trainer, rhythm)
     if isinstance(trainer, ObjectiveTrainer):
         trainer.add_callback(

@@ -50,6 +50,8 @@ class Rhythm:
         after_step: called after each optimizer step, while its gradients are there, with the number
             of steps done, from 1.
         may_rest: names of trained parameters that may stay or come back to where they started.
+        reading: makes a block of code in which a batch, labels included, goes through the model;
+            None where it makes no difference.
     """
 
     auxiliary: tuple[Callable[[nn.Module], Tensor], ...] = ()
@@ -57,6 +59,11 @@ class Rhythm:
     begin: Callable[[int], None] | None = None
     after_step: Callable[[int], None] | None = None
     may_rest: frozenset[str] = frozenset()
+    reading: Callable[[Mapping[str, Any]], AbstractContextManager[Any]] | None = None
+
+    def while_reading(self, batch: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        """Return the block of code in which a batch goes through the model."""
+        return nullcontext() if self.reading is None else self.reading(batch)
 
 
 class Carrier(Protocol):
@@ -64,7 +71,8 @@ class Carrier(Protocol):
 
     Attributes:
         trains_base: whether base weights move (then they are kept in float32).
-        first_export: the form of an export that a finished run suggests, one that this delta has.
+        first_export: the form of an export that a finished run suggests, one that this delta has;
+            empty where it has none and is loaded by `deltatune.load` only.
     """
 
     trains_base: bool

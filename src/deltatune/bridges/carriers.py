@@ -13,6 +13,7 @@ import peft
 from torch import nn
 
 from deltatune import parts
+from deltatune.bridges.block_carrier import BlockCarrier
 from deltatune.bridges.carrier import Carrier, Injection, Rhythm
 from deltatune.bridges.in_place import merged_state, prepare_in_place, restore
 from deltatune.bridges.measured_starts import start_from_statistics
@@ -26,7 +27,7 @@ from deltatune.errors import NotMergeable
 from deltatune.sites import Sites
 from deltatune.weight_delta import WeightDelta
 
-__all__ = ["Carrier", "InPlace", "Injection", "carrier_of"]
+__all__ = ["Carrier", "InPlace", "Injection", "carrier_for", "carrier_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,16 @@ class _InPlace:
         raise NotMergeable(
             "in-place training changes whole weights, which is no LoRA: export with --to merged"
         )
+
+
+def carrier_for(delta: Any, block: Any, roles: Mapping[str, str]) -> Carrier:
+    """Return the carrier of a recipe's delta and of the block around it, if it has one.
+
+    Raises:
+        InputError: no delta, or no block.
+    """
+    host = carrier_of(delta)
+    return host if block is None else BlockCarrier(host, block, roles)
 
 
 @functools.singledispatch

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import ParametrizationList
 
+from deltatune.blocks.block import Block
 from deltatune.deltas.delta import Delta
 from deltatune.sites import Site, Sites
 from deltatune.updates.update import TrainedParameter
@@ -173,6 +174,8 @@ def _placed(name: str, modules: Mapping[str, nn.Module]) -> _Place:
             return _in_base(".".join(base), below[2:])
         if isinstance(module, ParametrizationList):
             return _in_parametrization(base, step, module)
+        if isinstance(module, Block):
+            return _Place(".".join(base), below, module.roles.get(step, "values"))
         if not _is_wrapping(module, step):
             base.append(step)
     return _in_base(".".join(base[:-1]), tuple(base[-1:]))

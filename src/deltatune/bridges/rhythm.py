@@ -38,9 +38,9 @@ def keep_rhythm(trainer: Trainer, rhythm: Rhythm) -> None:
         rhythm: of the delta in its model.
 
     Raises:
-        NotComposable: terms for the loss, and a trainer that cannot add them.
+        NotComposable: terms for the loss or a need of labels, and a trainer that knows of neither.
     """
-    if rhythm.auxiliary:
+    if rhythm.auxiliary or rhythm.reading is not None:
         _add_terms(trainer, rhythm)
     if rhythm.begin is not None or rhythm.after_step is not None:
         trainer.add_callback(_RhythmCallback(rhythm))
@@ -54,8 +54,9 @@ def _add_terms(trainer: Trainer, rhythm: Rhythm) -> None:
     """
     if not isinstance(trainer, ObjectiveTrainer):
         raise NotComposable(
-            f"the delta adds a term to the loss of each step, which a plain "
+            f"the delta adds a term to the loss of each step, or reads its labels, which a plain "
             f"{type(trainer).__name__} cannot do: make its class with recipe.trainer_class"
         )
     trainer.auxiliary = (*trainer.auxiliary, *rhythm.auxiliary)
     trainer.apart = rhythm.apart
+    trainer.while_reading = rhythm.while_reading

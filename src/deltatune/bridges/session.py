@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from deltatune.bridges.callback import DeltaCallback
-from deltatune.bridges.carriers import carrier_of
 from deltatune.bridges.checkpoints import last_complete_checkpoint, with_exact_checkpoints
 from deltatune.bridges.data_order import DataOrder
 from deltatune.bridges.lean_batches import LeanBatches, lean_batches
@@ -201,7 +200,7 @@ def session(
     attach_optimizer(
         trainer, update=recipe.update, sites=sites, **dataclasses.asdict(recipe.optimizer)
     )
-    rhythm = carrier_of(recipe.delta).rhythm(model)
+    rhythm = recipe.carrier().rhythm(model)
     keep_rhythm(trainer, rhythm)
     trainer.add_callback(
         DeltaCallback(

@@ -62,6 +62,7 @@ class ObjectiveTrainer(Trainer):
     Attributes:
         apart: makes the block in which the Trainer's own loss is computed, so that the model does
             not add to it what `auxiliary` adds.
+        while_reading: makes the block in which a batch goes through the model.
         supervised_head: the way to the loss in training; None takes it from the whole logits.
         packing: how flattened batches reach the model; None where all batches are padded.
         turns: who trains when; all train again after the run, also after one that failed.
@@ -70,6 +71,7 @@ class ObjectiveTrainer(Trainer):
     objective: Objective | None
     auxiliary: tuple[AuxiliaryTerm, ...]
     apart: Callable[[], AbstractContextManager[Any]]
+    while_reading: Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
     interruption: Interruption | None = None
     supervised_head: SupervisedHead | None = None
     packing: Packing | None = None
@@ -86,6 +88,7 @@ class ObjectiveTrainer(Trainer):
         self.objective = objective
         self.auxiliary = tuple(auxiliary)
         self.apart = contextlib.nullcontext
+        self.while_reading = lambda batch: contextlib.nullcontext()
         # Of each micro-batch: its part of the step's loss, and of that without auxiliary terms.
         self._parts_of_step: list[Tensor] = []
         self._evaluated: tuple[float, int] = (0.0, 0)
@@ -173,7 +176,7 @@ class ObjectiveTrainer(Trainer):
         loss: Any
         outputs: Any = None
         if self.objective is None:
-            with self.apart():
+            with self.apart(), self.while_reading(inputs):
                 loss = super().compute_loss(
                     model,
                     inputs,
@@ -183,7 +186,10 @@ class ObjectiveTrainer(Trainer):
             if return_outputs:
                 loss, outputs = loss
         else:
-            loss, outputs = self._objective_loss(self.objective, model, inputs, num_items_in_batch)
+            with self.while_reading(inputs):
+                loss, outputs = self._objective_loss(
+                    self.objective, model, inputs, num_items_in_batch
+                )
         if model.training:
             loss = self._with_auxiliary(model, loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltatune.blocks.block import reading
 from deltatune.errors import InputError
 from deltatune.training_mode import evaluating
 
@@ -120,8 +121,10 @@ def evaluate(
                 key: value.to(device)
                 for key, value in collate([examples[i] for i in chosen]).items()
             }
-            labels = batch.pop("labels")
-            logits = model(**batch).logits
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            labels = batch["labels"]
+            with reading(model, batch):
+                logits = model(**inputs).logits
             for i, item in zip(chosen, score(logits, labels), strict=True):
                 items[i] = item
     metrics = summarize(items)

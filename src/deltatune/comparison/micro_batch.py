@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from deltatune.blocks.block import reading
 from deltatune.bridges.attention_implementations import AttentionImplementations
 from deltatune.bridges.data_order import DataOrder
 from deltatune.bridges.lean_batches import LeanBatches, lean_batches
@@ -71,9 +72,10 @@ def tried(plan: Plan, rows: Sequence[int]) -> Iterator[Callable[[], Tensor]]:
         in_bfloat16 = training.precision == "bfloat16"
 
         def loss() -> Tensor:
-            with torch.autocast(
+            autocast = torch.autocast(
                 device.type, torch.bfloat16, enabled=in_bfloat16 and plan.trains_base
-            ):
+            )
+            with autocast, reading(plan.model, batch):
                 total = _total(plan, lean, batch)
             mean: Tensor = total / plan.objective.count(batch).clamp(min=1)
             return mean

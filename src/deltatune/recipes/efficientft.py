@@ -11,7 +11,7 @@ from typing import Any
 from deltatune.bridges.carriers import carrier_of
 from deltatune.errors import InputError, NotComposable, unknown_name
 from deltatune.parts import Source, declare
-from deltatune.recipe import Recipe, named
+from deltatune.recipe import Recipe, hosted
 from deltatune.selections.narrowing import roles_of, with_roles
 from deltatune.sites import PROJECTIONS, ROLES
 from deltatune.updates.chain import Chain
@@ -143,16 +143,8 @@ def efficientft_full(
     )
 
 
-def _host(given: Any) -> Recipe:
-    if isinstance(given, str):
-        given = {"name": given}
-    if isinstance(given, Mapping) and "name" in given:
-        given = named(given["name"], {key: given[key] for key in given if key != "name"})
-    if not isinstance(given, Recipe):
-        raise InputError(
-            f"host={given!r} is not allowed: give a recipe, its name, or a mapping of its name and "
-            f"parameters, such as {{name: lora, rank: 16}}"
-        )
+def _host(host: Any) -> Recipe:
+    given = hosted(host)
     for rule in _rules(given.update):
         if isinstance(rule, NameRouting) or "value" in getattr(rule, "roles", ()):
             raise InputError(

@@ -1,0 +1,1 @@
+"""Methods that are not a change of weights: one file each, around any delta."""
