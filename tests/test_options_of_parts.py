@@ -77,6 +77,10 @@ ROWS: dict[str, Row] = {
     "updates.weight_decay.exempt": ({}, ("value",)),
     "recipes.efficientft.host": ({}, "dora"),
     "recipes.imsm.host": ({}, "dora"),
+    "recipes.mixlora.experts": ({}, 4),
+    "blocks.routed_experts.experts": ({}, 4),
+    "blocks.routed_experts.threshold": ({"routing": "top_p"}, 0.3),
+    "blocks.routed_experts.renormalise": ({"routing": "top_p"}, False),
     "recipes.efficientft.targets": ({}, "v"),
     "recipes.efficientft.value_learning_rate": ({}, 1e-3),
     "recipes.efficientft.value_learning_rate_ratio": ({}, 2.0),
@@ -220,19 +224,19 @@ def test_option_of_an_update_changes_the_groups_or_who_trains(name: str) -> None
 
 
 @pytest.mark.parametrize("name", of_room("blocks"))
-def test_option_of_a_block_changes_the_output_while_training(name: str) -> None:
+def test_option_of_a_block_changes_output_or_loss_while_training(name: str) -> None:
     def build(part: str, fields: dict[str, Any]) -> Any:
         return parts.known("blocks")[part].options(**fields)
 
-    def done(block: Any) -> torch.Tensor:
-        recipe = Recipe(delta=LowRank(rank=1), block=block)
-        model = recipe.prepare(tiny("llama", "causal_lm"), task_type="CAUSAL_LM").train()
+    def done(options: Any) -> list[torch.Tensor]:
+        recipe = Recipe(delta=LowRank(rank=1), block=options)
+        model: Any = recipe.prepare(tiny("llama", "causal_lm"), task_type="CAUSAL_LM").train()
         torch.manual_seed(0)
         output: torch.Tensor = shaken(model)(input_ids=token_ids()).logits
-        return output
+        return [output, *([model.block.auxiliary(model)] if model.block.adds_to_loss else [])]
 
-    one, other = (done(block) for block in both(name, build))
-    assert not torch.equal(one, other)
+    one, other = (done(options) for options in both(name, build))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_no_objective_has_an_option_without_a_test_here() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ class Surroundings:
         sites: of the base.
         changed: names of the base weights that the host's delta changes.
         without_delta: makes a block of code in which the model's weights are those of the base.
+        is_delta_off: tells whether the host's delta is switched off, by whomever.
         task_type: peft's name of the task, or None.
     """
 
@@ -33,6 +34,7 @@ class Surroundings:
     sites: Sites
     changed: tuple[str, ...]
     without_delta: Callable[[], AbstractContextManager[Any]]
+    is_delta_off: Callable[[], bool]
     task_type: str | None = None
 
 
@@ -76,6 +78,15 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def install(self, around: Surroundings) -> None:
         """Let the block act in the model."""
+
+    def role_of(self, below: Sequence[str]) -> str:
+        """Return the role of a parameter, from the steps of its path within the block."""
+        return self.roles.get(below[0], "values")
+
+    @property
+    def acts(self) -> bool:
+        """Whether the block does anything now: not while it or its host's delta is off."""
+        return not (self.is_off or self.around.is_delta_off())
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

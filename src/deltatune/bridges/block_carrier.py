@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deltatune import parts, sites
 from deltatune.blocks.block import Block, Surroundings
 from deltatune.bridges.carrier import Carrier, Injection, Rhythm
-from deltatune.bridges.delta_switch import adapters_off, original_weights
+from deltatune.bridges.delta_switch import adapters_off, are_adapters_off, original_weights
 from deltatune.bridges.names import unwrapped
 from deltatune.errors import InputError, NotMergeable
 from deltatune.files import write_json_atomically
@@ -68,6 +68,7 @@ class BlockCarrier:
             sites=injection.sites,
             changed=tuple(injection.selection),
             without_delta=self._without_delta(model, originals),
+            is_delta_off=(lambda: False) if self.trains_base else are_adapters_off(model),
             task_type=injection.task_type,
         )
         self._put(around, generator_for(injection.seed, "block"))
@@ -157,6 +158,7 @@ class BlockCarrier:
             sites=places,
             changed=tuple(record["changed"]),
             without_delta=self._without_delta(model, originals),
+            is_delta_off=(lambda: False) if self.trains_base else are_adapters_off(model),
             task_type=record["task_type"],
         )
         self._put(around, torch.Generator(), state)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deltatune.errors import NotComposable
 
-__all__ = ["adapters_off", "original_weights"]
+__all__ = ["adapters_off", "are_adapters_off", "original_weights"]
 
 
 def adapters_off(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
@@ -30,8 +30,7 @@ def adapters_off(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
             f"{model.active_peft_config.peft_type.value} is no layer of the model that could be "
             f"switched off for one pass: take another delta, such as low_rank"
         )
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    layers = _switched(model)
 
     @contextmanager
     def off() -> Iterator[None]:
@@ -45,6 +44,17 @@ def adapters_off(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
                 layer._disable_adapters = was_off
 
     return off
+
+
+def are_adapters_off(model: nn.Module) -> Callable[[], bool]:
+    """Return what tells whether all adapters of a model are switched off, by whomever."""
+    layers = _switched(model)
+    return lambda: bool(layers) and all(layer._disable_adapters for layer in layers)
+
+
+def _switched(model: nn.Module) -> list[Any]:
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def original_weights(

@@ -175,7 +175,7 @@ def _placed(name: str, modules: Mapping[str, nn.Module]) -> _Place:
         if isinstance(module, ParametrizationList):
             return _in_parametrization(base, step, module)
         if isinstance(module, Block):
-            return _Place(".".join(base), below, module.roles.get(step, "values"))
+            return _Place(".".join(base), below, module.role_of(below))
         if not _is_wrapping(module, step):
             base.append(step)
     return _in_base(".".join(base[:-1]), tuple(base[-1:]))

@@ -26,7 +26,10 @@ __all__ = ["Mixer", "Siblings"]
 class Mixer(Protocol):
     """What mixes two passes; see `deltatune.blocks.siamese.SiameseBlock`."""
 
-    is_off: bool
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to mix now."""
+        ...
 
     @property
     def looks_at_query(self) -> bool:
@@ -63,6 +66,7 @@ class Siblings:
         self.without_delta = around.without_delta
         self.lower = body.layers_below(around.sites, around.changed)
         self._shared: Tensor | None = None  # output of the last shared layer
+        self._is_frozen_pass = False
         self._stack = contextlib.ExitStack()
 
     def install(self) -> None:
@@ -98,13 +102,17 @@ class Siblings:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the body's output with the mixture as its last hidden state."""
-        if self.block.is_off:
+        if not self.block.acts:
             return self.original(*args, **kwargs)
         given = self.body.named(args, kwargs)
         cache = self._cache(given)
         self._shared = None
-        with evaluating(self.body.module), self.without_delta():
-            frozen = self.original(**given, **_with(cache and cache.frozen))[0]
+        self._is_frozen_pass = True
+        try:
+            with evaluating(self.body.module), self.without_delta():
+                frozen = self.original(**given, **_with(cache and cache.frozen))[0]
+        finally:
+            self._is_frozen_pass = False
         try:
             output = self.original(**given, **_with(cache))
         finally:
@@ -152,7 +160,7 @@ class Siblings:
             if self._shared is not None:  # the tuned pass
                 return self._shared if is_last else hidden_states
             output = original(hidden_states, *args, **kwargs)
-            if is_last and not self.block.is_off:
+            if is_last and self._is_frozen_pass:
                 self._shared = output
             return output
 
