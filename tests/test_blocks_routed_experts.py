@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import deltatune
-from deltatune.blocks.routed_experts import RoutedExperts
+from deltatune.blocks.routed_experts import RoutedExperts, RoutedExpertsBlock
 from deltatune.blocks.routing import load_balance, top_k_routes, top_p_routes
+from deltatune.bridges.feed_forward import FeedForward
 from deltatune.errors import InputError, NotComposable
 from deltatune.recipe import Recipe, from_plain, named
 from deltatune.run import finetune
@@ -309,3 +311,71 @@ def test_a_model_with_experts_of_its_own_is_refused() -> None:
 def test_recipe_survives_its_plain_form() -> None:
     recipe = named("mixlora")
     assert from_plain(recipe.to_plain()) == recipe
+
+
+class Gated(nn.Module):
+    """A frozen gated network 16 -> 32 -> 16, for check 11 of the card.
+
+    The card does not say how it was drawn: here as normal numbers over the root of the inputs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(16, 32, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(32, 16, bias=False)
+        self.act_fn = nn.SiLU()
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        self.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inner = self.act_fn(self.gate_proj(inputs)) * self.up_proj(inputs)
+        return self.down_proj(inner)  # type: ignore[no-any-return]
+
+
+class Alone:
+    """Stands in for the block around the experts of one network."""
+
+    acts, shares_projections = True, True
+
+
+def two_tasks(seed: int, *, rank: int, experts: int, top_k: int) -> float:
+    """Return the test error of a mixture on two tasks that ask for opposite changes."""
+    torch.manual_seed(seed)
+    network = Gated()
+    plain = copy.deepcopy(network)
+    turned = torch.randn(16, 16) / 4
+    shapes = {"gate": (32, 16), "up": (32, 16), "down": (16, 32)}
+    places = {
+        role: SimpleNamespace(module=f"mlp.{role}_proj", out_features=out, in_features=into)
+        for role, (out, into) in shapes.items()
+    }
+    found: Any = FeedForward(0, "mlp", network, cast("Any", places), network.act_fn)
+    options = RoutedExperts(rank=rank, alpha=2.0 * rank, experts=experts, top_k=top_k, dropout=0.0)
+    block = RoutedExpertsBlock(options, [found], torch.Generator().manual_seed(seed))
+    (own,) = block.layers.children()
+    cast("Any", own).install(found, cast("Any", Alone()))
+
+    def batch(number: int) -> tuple[Tensor, Tensor]:
+        inputs = torch.randn(number, 16)
+        sign = torch.where(torch.rand(number) < 0.5, 1.0, -1.0)
+        inputs[:, 0] = 3 * sign
+        return inputs, plain(inputs) + sign[:, None] * (inputs @ turned.T)
+
+    optimizer = torch.optim.AdamW(block.parameters(), lr=5e-3)
+    for _ in range(500):
+        inputs, wanted = batch(128)
+        (network(inputs) - wanted).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        inputs, wanted = batch(4096)
+        return float((network(inputs) - wanted).square().mean() / wanted.square().mean())
+
+
+@pytest.mark.slow
+def test_two_experts_do_better_than_one_of_twice_the_rank() -> None:
+    lora = [two_tasks(seed, rank=8, experts=1, top_k=1) for seed in range(5)]
+    mixed = [two_tasks(seed, rank=4, experts=2, top_k=2) for seed in range(5)]
+    assert sum(mixed) <= 0.8 * sum(lora)
+    assert all(one < other for one, other in zip(mixed, lora, strict=True))

@@ -126,6 +126,19 @@ def test_comparison_goes_on_where_it_was_and_repeats_nothing(llama, pairs, tmp_p
     assert again.record["recipes"] == made.record["recipes"]
 
 
+def test_a_folder_of_a_version_that_knew_fewer_fields_goes_on(llama, pairs, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        compared(llama, pairs, tmp_path / "out", "lora,full", engine=Here(at_most=2))
+    plan = tmp_path / "out" / "plan.json"
+    older = json.loads(plan.read_text())
+    for recipe in older["does"]["recipes"].values():
+        assert recipe.pop("block") is None
+    plan.write_text(json.dumps(older))
+    rest = Here()
+    compared(llama, pairs, tmp_path / "out", "lora,full", engine=rest)
+    assert len(rest.done) == 2
+
+
 def test_what_fails_is_a_line_and_the_others_go_on(llama, pairs, tmp_path, monkeypatch):
     plain = worker.finetune
 

@@ -18,7 +18,7 @@ from deltatune.comparison.jobs import Job
 from deltatune.comparison.terms import Terms
 from deltatune.errors import InputError
 from deltatune.files import write_json_atomically
-from deltatune.recipe import Recipe
+from deltatune.recipe import Recipe, from_plain
 from deltatune.request import Request
 from deltatune.run_folder import RunFolder
 
@@ -182,6 +182,9 @@ def recorded_expectations(folder: Path, plan: ComparisonPlan) -> dict[str, Expec
         return None
     recorded = RunFolder(folder).read(folder / FILE)
     was, now = recorded["does"], plan.to_dict()
+    # A field that an earlier version did not know has its default.
+    read = {name: from_plain(one).to_plain() for name, one in was["recipes"].items()}
+    was = {**was, "recipes": json.loads(json.dumps(read))}
     if now["data"] == str(folder / "data"):  # the folder's own, however the folder is called
         was = {**was, "data": now["data"]}
     has_begun = any((folder / name).is_dir() for name in ("runs", "forgetting"))
