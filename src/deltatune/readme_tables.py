@@ -40,9 +40,31 @@ def _offline_tasks(result: Mapping[str, Any]) -> str:
     return markdown_table(headings, [cells(name) for name in names])
 
 
+def _loca_quality(result: Mapping[str, Any]) -> str:
+    """Return what `benchmarks/loca_quality` measured: scores by data, and how far places moved."""
+    rows = result["rows"]
+    data = tuple(dict.fromkeys(row["data"] for row in rows))
+
+    def told(row: Mapping[str, Any]) -> tuple[str, str]:
+        score, moved = row["score"], row["locations_moved"]
+        if score is None:
+            return row["status"], "-"
+        spread = f"{score['mean']:.3f} ± {score['spread']:.3f}"
+        return f"{spread} ({row['rank']})", "-" if moved is None else f"{moved:.1f}"
+
+    def cells(name: str) -> list[str]:
+        own = {row["data"]: told(row) for row in rows if row["name"] == name}
+        return [name, *(own[one][0] for one in data), ", ".join(own[one][1] for one in data)]
+
+    names = dict.fromkeys(row["name"] for row in rows)
+    headings = ("way", *(f"{one} (rank)" for one in data), "cells moved")
+    return markdown_table(headings, [cells(name) for name in names])
+
+
 # name -> where the figures lie, from the README on, and what makes a table of them
 MEASURED: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "offline-tasks": ("benchmarks/offline_tasks/result.json", _offline_tasks),
+    "loca-quality": ("benchmarks/loca_quality/result.json", _loca_quality),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import weakref
 from collections import deque
 from collections.abc import Collection
@@ -25,6 +26,7 @@ from deltatune.updates.update import Update
 __all__ = ["DeltaCallback"]
 
 WINDOW = 20  # losses whose mean is compared with a constant prediction
+ERRORS = 2  # standard errors of that mean that it must lie above
 # A warm-up may begin at a rate of 0, and the down factor of a low-rank change moves only after the
 # up factor has; every other tensor moves sooner.
 STEPS_TO_MOVE = 4
@@ -39,8 +41,9 @@ class DeltaCallback(TrainerCallback):
         sites: of the base model.
         constant_loss: loss of the constant predictor, ln C for C classes, with which the loss
             without its auxiliary terms is compared; None without one.
-        margin: how far above it, as a fraction, the mean of the last losses counts as diverged;
-            batches are noisy, and a run that has only not learnt yet stands right at it.
+        margin: how far above it, as a fraction, the mean of the last losses counts as diverged,
+            less two standard errors of it: batches are noisy, and a run that has only not learnt
+            yet stands right at it.
         warmup_steps: steps of this run before the comparison starts.
         check_movement_after: steps after which every trained tensor must have moved, or at the end
             of a shorter run; where who trains changes, only at the end, of those that had turns.
@@ -196,8 +199,10 @@ class DeltaCallback(TrainerCallback):
         constant = self.constant_loss
         if constant is None or len(self._losses) < WINDOW or self._steps <= self.warmup_steps:
             return
-        mean = sum(self._losses) / len(self._losses)
-        if mean > constant * (1 + self.margin):
+        mean = statistics.fmean(self._losses)
+        # Of few examples a step losses scatter, and chance must not stop a run in hundreds of them.
+        error = statistics.stdev(self._losses) / math.sqrt(WINDOW)
+        if mean - ERRORS * error > constant * (1 + self.margin):
             raise Diverged(
                 f"the mean of the last {WINDOW} losses is {mean:.4f} at step {step}, above the "
                 f"{constant:.4f} of a constant prediction: {self._advice()}"
