@@ -50,7 +50,8 @@ def _loca_quality(result: Mapping[str, Any]) -> str:
         if score is None:
             return row["status"], "-"
         spread = f"{score['mean']:.3f} ± {score['spread']:.3f}"
-        return f"{spread} ({row['rank']})", "-" if moved is None else f"{moved:.1f}"
+        rank = "none" if row["rank"] is None else row["rank"]
+        return f"{spread} ({rank})", "-" if moved is None else f"{moved:.1f}"
 
     def cells(name: str) -> list[str]:
         own = {row["data"]: told(row) for row in rows if row["name"] == name}
